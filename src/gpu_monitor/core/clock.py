@@ -1,0 +1,118 @@
+"""Time as an argument: the only module that calls `time`."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Protocol
+
+
+class Clock(Protocol):
+    """Wall time, monotonic time and interruptible waiting."""
+
+    def now(self) -> float:
+        """UTC epoch seconds."""
+        ...
+
+    def monotonic(self) -> float:
+        """Seconds that never go back; the origin is arbitrary."""
+        ...
+
+    def suspended(self) -> float:
+        """Seconds this machine has slept since boot, as far as the system tells; only differences count."""
+        ...
+
+    def wait(self, event: threading.Event, deadline: float) -> bool:
+        """Wait until `event` is set (True) or monotonic `deadline` has come (False)."""
+        ...
+
+
+class SystemClock:
+    """The machine's own clock."""
+
+    def now(self) -> float:
+        """UTC epoch seconds."""
+        return time.time()
+
+    def monotonic(self) -> float:
+        """Seconds of the monotonic clock, which stands still while the machine sleeps (Linux)."""
+        return time.monotonic()
+
+    def suspended(self) -> float:
+        """Difference of CLOCK_BOOTTIME and CLOCK_MONOTONIC; 0.0 where the system has no such clock."""
+        boottime = getattr(time, "CLOCK_BOOTTIME", None)
+        if boottime is None:
+            return 0.0
+        return time.clock_gettime(boottime) - time.clock_gettime(time.CLOCK_MONOTONIC)
+
+    def wait(self, event: threading.Event, deadline: float) -> bool:
+        """Wait for `event` or the deadline."""
+        return event.wait(max(0.0, deadline - time.monotonic()))
+
+
+class FastClock:
+    """A clock that starts at `start` and runs `speed` times as fast, but never past the real time.
+
+    It serves simulation and replay: where the agent cannot keep up, the clock waits for it instead
+    of making it miss intervals, so a sped-up day holds every minute. Once it has caught up with the
+    present it goes on at the pace of the real clock.
+    """
+
+    def __init__(self, start: float, speed: float, real: Clock | None = None) -> None:
+        self.speed = speed
+        self._real = real or SystemClock()
+        self._lag = max(0.0, self._real.now() - start)
+        self._at = self._real.monotonic()
+
+    def _settle(self) -> float:
+        """Seconds behind the real clock now."""
+        moment = self._real.monotonic()
+        self._lag = max(0.0, self._lag - (moment - self._at) * (self.speed - 1.0))
+        self._at = moment
+        return self._lag
+
+    def now(self) -> float:
+        """UTC epoch seconds of the simulated time."""
+        lag = self._settle()
+        return self._real.now() - lag
+
+    def monotonic(self) -> float:
+        """Seconds that pass `speed` times as fast as real ones until the present is reached."""
+        lag = self._settle()
+        return self._at - lag
+
+    def suspended(self) -> float:
+        """Always 0.0: simulated machines do not sleep."""
+        return 0.0
+
+    def wait(self, event: threading.Event, deadline: float) -> bool:
+        """Wait for `event` or the deadline of the simulated monotonic clock."""
+        while not event.is_set():
+            left = deadline - self.monotonic()
+            if left <= 0:
+                self._hold(-left)
+                return False
+            caught_up = self._lag <= 0
+            if event.wait(left if caught_up else min(left / self.speed, 0.5)):
+                return True
+        return True
+
+    def _hold(self, late: float) -> None:
+        """Take back what ran past a deadline while the agent was busy (only behind the present)."""
+        if self._lag > 0:
+            self._lag += late
+
+
+def real_seconds(clock: Clock, seconds: float) -> float:
+    """How many real seconds `seconds` of `clock` last at its present speed."""
+    return seconds / clock.speed if isinstance(clock, FastClock) else seconds
+
+
+def process_seconds() -> float:
+    """Monotonic seconds for timing our own work."""
+    return time.monotonic()
+
+
+def local_offset_name() -> str:
+    """The name of the local time zone, for messages."""
+    return time.strftime("%Z")

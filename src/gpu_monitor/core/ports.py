@@ -1,0 +1,62 @@
+"""The small interfaces between layers; each docstring is the guarantee its contract tests check."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from gpu_monitor.core.model import DeviceReading, GpuProcess, HostReading, Round, Span
+from gpu_monitor.core.outcome import Outcome
+
+
+class Source(Protocol):
+    """GPU readings.
+
+    Never called in parallel. `read` returns in bounded time whatever the driver does and never
+    raises for one bad device: a missing metric has a reason, a bad device a status. Values are in
+    catalogue units.
+    """
+
+    name: str
+
+    def probe(self) -> None:
+        """Raise SourceUnavailable(reason, hint) where no reading can be had at all."""
+        ...
+
+    def read(self, now: float, span: Span) -> Round:
+        """One round of readings for the moment `now` (UTC epoch)."""
+        ...
+
+    def close(self) -> None:
+        """Let go of children and files; further calls are not allowed."""
+        ...
+
+
+class HostSource(Protocol):
+    """Readings of the machine itself."""
+
+    def read(self) -> HostReading:
+        """One reading; what the system does not give is None."""
+        ...
+
+
+class ProcessLookup(Protocol):
+    """Who a process is."""
+
+    def describe(self, found: GpuProcess) -> GpuProcess:
+        """`found` with everything filled in that may be read without privileges."""
+        ...
+
+
+class Sink(Protocol):
+    """Where one report goes."""
+
+    def send(self, report_id: str, body: bytes) -> Outcome:
+        """Try once to deliver these exact bytes; never raises for what the other side does."""
+        ...
+
+    def close(self) -> None:
+        """Let go of connections."""
+        ...
+
+
+__all__ = ["DeviceReading", "HostSource", "ProcessLookup", "Sink", "Source"]
