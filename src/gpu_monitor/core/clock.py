@@ -63,13 +63,15 @@ class FastClock:
         self._real = real or SystemClock()
         self._lag = max(0.0, self._real.now() - start)
         self._at = self._real.monotonic()
+        self._lock = threading.Lock()
 
     def _settle(self) -> float:
         """Seconds behind the real clock now."""
-        moment = self._real.monotonic()
-        self._lag = max(0.0, self._lag - (moment - self._at) * (self.speed - 1.0))
-        self._at = moment
-        return self._lag
+        with self._lock:
+            moment = self._real.monotonic()
+            self._lag = max(0.0, self._lag - (moment - self._at) * (self.speed - 1.0))
+            self._at = moment
+            return self._lag
 
     def now(self) -> float:
         """UTC epoch seconds of the simulated time."""
@@ -99,8 +101,9 @@ class FastClock:
 
     def _hold(self, late: float) -> None:
         """Take back what ran past a deadline while the agent was busy (only behind the present)."""
-        if self._lag > 0:
-            self._lag += late
+        with self._lock:
+            if self._lag > 0:
+                self._lag += late
 
 
 def real_seconds(clock: Clock, seconds: float) -> float:
