@@ -177,6 +177,42 @@ METRICS: tuple[Metric, ...] = (
     _state("mig_mode", "on where the device is split into MIG instances", text=True),
 )
 
+HOST_METRICS: tuple[Metric, ...] = (
+    _percent("cpu_utilization", "share of all cores' time that was not idle", spread=True),
+    Metric("load_1m", "", Kind.GAUGE, "load average over one minute", high=1e6, scale=100, decimals=2),
+    Metric(
+        "memory_used",
+        "bytes",
+        Kind.GAUGE,
+        "memory that is not available to programs",
+        high=2.0**50,
+        scale=1 / 1024,
+    ),
+    Metric("memory_total", "bytes", Kind.GAUGE, "memory of the machine", high=2.0**50, scale=1 / 1024),
+    Metric("swap_used", "bytes", Kind.GAUGE, "swap in use", high=2.0**50, scale=1 / 1024),
+    Metric(
+        "disk_used",
+        "bytes",
+        Kind.GAUGE,
+        "used on the disk that holds the store",
+        high=2.0**60,
+        scale=1 / 1024,
+    ),
+    Metric(
+        "disk_total",
+        "bytes",
+        Kind.GAUGE,
+        "size of the disk that holds the store",
+        high=2.0**60,
+        scale=1 / 1024,
+    ),
+    _rate("disk_read", "read from all disks"),
+    _rate("disk_write", "written to all disks"),
+    _rate("network_rx", "received on all interfaces but loopback"),
+    _rate("network_tx", "sent on all interfaces but loopback"),
+)
+"""What is kept of the machine around the GPUs, each interval."""
+
 BY_NAME: dict[str, Metric] = {metric.name: metric for metric in METRICS}
 DEFAULT_FIELDS: tuple[str, ...] = tuple(metric.name for metric in METRICS[:12])
 IDENTITY: tuple[Metric, ...] = tuple(m for m in METRICS if m.kind is Kind.IDENTITY)

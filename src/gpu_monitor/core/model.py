@@ -129,16 +129,9 @@ class Round:
 
 @dataclass(frozen=True)
 class HostReading:
-    """The machine around the GPUs. Percent, bytes, bytes since boot (counters); None where unknown."""
+    """The machine around the GPUs: HOST_METRICS name to value; RATE metrics as raw counters (bytes).
 
-    cpu_percent: float | None = None
-    load_1m: float | None = None
-    memory_used: int | None = None
-    memory_total: int | None = None
-    swap_used: int | None = None
-    disk_used: int | None = None
-    disk_total: int | None = None
-    disk_read_bytes: int | None = None
-    disk_write_bytes: int | None = None
-    network_rx_bytes: int | None = None
-    network_tx_bytes: int | None = None
+    What the system does not give is absent.
+    """
+
+    values: Mapping[str, float] = field(default_factory=dict)
