@@ -1,0 +1,219 @@
+"""Finds, reads and checks the configuration; the only place that reads the environment."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+import stat
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from gpu_monitor.config.model import SECTIONS, Settings
+from gpu_monitor.config.position import Positions, find_positions
+from gpu_monitor.core.errors import ConfigError
+
+FILE_NAME = "config.json"
+SYSTEM_FILE = Path("/etc/gpu_monitor/config.json")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Settings and where they came from. `path` None: defaults only. `base`: what relative paths start at."""
+
+    settings: Settings
+    path: Path | None
+    base: Path
+
+    def resolve(self, name: str) -> Path:
+        """The absolute path of a file named in the configuration."""
+        return (self.base / Path(name).expanduser()).absolute()
+
+    @property
+    def store(self) -> Path:
+        """The absolute path of the store."""
+        return self.resolve(self.settings.database.file)
+
+    @property
+    def offline(self) -> bool:
+        """Whether no server is configured."""
+        return self.settings.server.url is None
+
+
+def user_directory() -> Path:
+    """The user's configuration directory of this program."""
+    if sys.platform == "win32":
+        root = os.environ.get("APPDATA") or str(Path.home() / "AppData" / "Roaming")
+        return Path(root) / "gpu_monitor"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Application Support" / "gpu_monitor"
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "gpu_monitor"
+
+
+def system_file() -> Path:
+    """The configuration of the installed system service."""
+    if sys.platform == "win32":
+        return Path(os.environ.get("PROGRAMDATA") or r"C:\ProgramData") / "gpu_monitor" / FILE_NAME
+    return SYSTEM_FILE
+
+
+def search_path(working: Path) -> list[Path]:
+    """Where a configuration is looked for when none is named, in order."""
+    return [working / FILE_NAME, user_directory() / FILE_NAME, system_file()]
+
+
+def state_directory(working: Path) -> Path:
+    """What relative paths start at: the service's state directory, else the working directory."""
+    given = os.environ.get("STATE_DIRECTORY", "").split(":")[0]
+    return Path(given) if given else working
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"Did you mean {close[0]!r}?" if close else f"Known here: {', '.join(known)}."
+
+
+def _known(path: str) -> list[str]:
+    section = SECTIONS.get(path)
+    return list(section.__struct_fields__) if section else list(SECTIONS)
+
+
+def _explain(error: msgspec.ValidationError, positions: Positions, path: Path) -> ConfigError:
+    text = str(error)
+    match = re.search(r" - at `\$\.?(.*)`$", text)
+    where = match[1] if match else ""
+    what = text[: match.start()] if match else text
+    unknown = re.search(r"unknown field `([^`]+)`", what)
+    if unknown:
+        key = f"{where}.{unknown[1]}" if where else unknown[1]
+        message, hint = f"unknown key {key!r}", _nearest(unknown[1], _known(where))
+    else:
+        key = where
+        expected = what[0].lower() + what[1:]
+        message, hint = f"{key or 'the file'}: {expected}", _example(key)
+    line = positions.lines.get(key)
+    place = f"{path}, line {line}" if line else str(path)
+    return ConfigError(f"{place}: {message}", hint)
+
+
+def _example(key: str) -> str:
+    section, _, name = key.partition(".")
+    kind = SECTIONS.get(section)
+    if kind is None or name not in kind.__struct_fields__:
+        return "config.example.json shows every key with its default."
+    default = getattr(kind(), name)
+    return f"The default is {json.dumps(default)}; config.example.json shows every key."
+
+
+def parse(text: str, path: Path) -> Settings:
+    """The settings in `text`; ConfigError with path, line, what was expected and the nearest name."""
+    try:
+        json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(
+            f"{path}, line {error.lineno}, column {error.colno}: not JSON: {error.msg}",
+            "JSON wants double quotes, no comments, and no comma after the last entry.",
+        ) from error
+    positions = find_positions(text)
+    if positions.twice:
+        key, line = positions.twice[0]
+        raise ConfigError(f"{path}, line {line}: {key!r} is given twice", "Keep one of them.")
+    try:
+        settings = msgspec.json.decode(text, type=Settings)
+    except msgspec.ValidationError as error:
+        raise _explain(error, positions, path) from error
+    _check(settings, positions, path)
+    return settings
+
+
+def _check(settings: Settings, positions: Positions, path: Path) -> None:
+    """What types cannot say."""
+
+    def refuse(key: str, message: str, hint: str) -> None:
+        line = positions.lines.get(key)
+        place = f"{path}, line {line}" if line else str(path)
+        raise ConfigError(f"{place}: {key}: {message}", hint)
+
+    server = settings.server
+    if server.url is not None and "@" in server.url.split("//", 1)[1].split("/", 1)[0]:
+        refuse("server.url", "holds a user or password", "Put the secret into server.token_file.")
+    if server.url is not None and server.contract_number in (None, ""):
+        refuse("server.url", "needs server.contract_number beside it", "The number stands in your contract.")
+    if settings.database.raw_days > settings.database.aggregate_days:
+        refuse(
+            "database.raw_days",
+            "is longer than database.aggregate_days",
+            "Rows are rolled up before they go.",
+        )
+
+
+def read_file(path: Path) -> Settings:
+    """The settings of one file; ConfigError where it cannot be read."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise ConfigError(
+            f"there is no configuration file {path}", "Copy config.example.json there, or leave --config out."
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"cannot read {path}: {error}", "It must be UTF-8 text that this user may read."
+        ) from error
+    return parse(text, path)
+
+
+def load(named: str | None = None, working: Path | None = None) -> Loaded:
+    """The configuration named, or the first one found, or the defaults."""
+    here = (working or Path.cwd()).absolute()
+    base = state_directory(here)
+    if named is not None:
+        path = here / Path(named).expanduser()
+        return Loaded(read_file(path), path, base)
+    for path in search_path(here):
+        if path.is_file():
+            return Loaded(read_file(path), path, base)
+    return Loaded(Settings(), None, base)
+
+
+def read_token(loaded: Loaded) -> str | None:
+    """The token from GPU_MONITOR_TOKEN or the token file; None where there is none.
+
+    ConfigError where the file can be read by others, is missing, or holds no single printable word.
+    """
+    given = os.environ.get("GPU_MONITOR_TOKEN")
+    if given:
+        return _one_word(given, "GPU_MONITOR_TOKEN")
+    name = os.environ.get("GPU_MONITOR_TOKEN_FILE") or loaded.settings.server.token_file
+    if name is None:
+        return None
+    path = loaded.resolve(name)
+    try:
+        mode = path.stat().st_mode
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"cannot read the token file {path}: {error}", "Check server.token_file."
+        ) from error
+    credentials = os.environ.get("CREDENTIALS_DIRECTORY")
+    guarded = credentials is not None and path.is_relative_to(credentials)
+    if sys.platform != "win32" and not guarded and stat.S_IMODE(mode) & 0o077:
+        raise ConfigError(f"the token file {path} can be read by other users", f"Run: chmod 600 {path}")
+    return _one_word(text, str(path))
+
+
+def _one_word(text: str, where: str) -> str:
+    word = text.strip()
+    if not word or not word.isascii() or not word.isprintable() or " " in word:
+        raise ConfigError(
+            f"the token in {where} is not one printable word", "Write the token alone on one line."
+        )
+    return word
+
+
+def environment(name: str) -> str | None:
+    """A variable of the environment; None where it is unset or empty."""
+    return os.environ.get(name) or None
