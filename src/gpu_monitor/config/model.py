@@ -77,7 +77,8 @@ class Database(Section, frozen=True, forbid_unknown_fields=True, kw_only=True):
         int, Meta(description="hours, events, gaps and the ledger are kept this long", ge=1, le=36500)
     ] = 365
     max_mb: Annotated[
-        int | None, Meta(description="size cap of the store; oldest rows go first, and are counted", ge=8)
+        Annotated[int, Meta(ge=8)] | None,
+        Meta(description="size cap of the store; oldest rows go first, and are counted"),
     ] = None
     ballast_mb: Annotated[
         int, Meta(description="file given up when the disk is full, to have room to recover", ge=0, le=1024)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any, get_args, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -17,22 +17,24 @@ def example_json() -> str:
     return json.dumps(whole, indent=2) + "\n"
 
 
-def _type_text(hint: Any) -> tuple[str, str]:
-    """(type and bounds, description) of one annotated setting."""
-    base, meta = get_args(hint)[0], get_args(hint)[1]
-    names = {"int": "integer", "str": "text", "float": "number", "bool": "true/false", "NoneType": "null"}
-    values = [
-        value for value in get_args(base) if isinstance(value, (str, int)) and not isinstance(value, type)
-    ]
-    if values:
-        text = ", ".join(json.dumps(value) for value in values)
-    elif get_args(base):
-        text = " or ".join(names[kind.__name__] for kind in get_args(base))
-    else:
-        text = names[base.__name__]
-    low = meta.ge if meta.ge is not None else meta.gt
-    bounds = [f"from {low:g}" if low is not None else "", f"to {meta.le:g}" if meta.le is not None else ""]
-    return " ".join(part for part in (text, *bounds) if part), meta.description
+_NAMES = {"int": "integer", "str": "text", "float": "number", "bool": "true/false", "NoneType": "null"}
+
+
+def _type_text(hint: Any) -> str:
+    """Type and bounds of one annotated setting, in words."""
+    if get_origin(hint) is Annotated:
+        base, *metas = get_args(hint)
+        low = [meta.ge for meta in metas if meta.ge is not None] + [
+            meta.gt for meta in metas if meta.gt is not None
+        ]
+        high = [meta.le for meta in metas if meta.le is not None]
+        bounds = [f" from {low[0]:g}" if low else "", f" to {high[0]:g}" if high else ""]
+        return _type_text(base) + "".join(bounds)
+    if get_origin(hint) is Literal:
+        return ", ".join(json.dumps(value) for value in get_args(hint))
+    if get_args(hint):
+        return " or ".join(_type_text(kind) for kind in get_args(hint))
+    return _NAMES[hint.__name__]
 
 
 def settings_table() -> str:
