@@ -43,8 +43,7 @@ def settings_table() -> str:
     for section, kind in SECTIONS.items():
         defaults, hints = kind(), get_type_hints(kind, include_extras=True)
         for name in kind.__struct_fields__:
-            text, meaning = _type_text(hints[name])
-            lines.append(
-                f"| `{section}.{name}` | {text} | `{json.dumps(getattr(defaults, name))}` | {meaning} |"
-            )
+            meaning = get_args(hints[name])[1].description
+            default = json.dumps(getattr(defaults, name))
+            lines.append(f"| `{section}.{name}` | {_type_text(hints[name])} | `{default}` | {meaning} |")
     return "\n".join(lines) + "\n"
