@@ -19,8 +19,8 @@ class Server(Section, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Where reports go."""
 
     url: Annotated[
-        str | None,
-        Meta(description="where reports are posted; none means offline", pattern=r"^https?://[^\s/]+\S*$"),
+        Annotated[str, Meta(pattern=r"^https?://[^\s/]+\S*$")] | None,
+        Meta(description="where reports are posted; none means offline"),
     ] = None
     contract_number: Annotated[
         str | int | None, Meta(description="the customer account the node reports under")
