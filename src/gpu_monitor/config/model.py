@@ -104,7 +104,8 @@ class Node(Section, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How this machine is named."""
 
     name: Annotated[
-        str | None, Meta(description="name in reports; default is the host name", min_length=1)
+        Annotated[str, Meta(min_length=1)] | None,
+        Meta(description="name in reports; default is the host name"),
     ] = None
 
 
@@ -112,7 +113,8 @@ class Report(Section, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Defaults of `gpu_monitor report`."""
 
     price_per_kwh: Annotated[
-        float | None, Meta(description="price of a kilowatt-hour, for the money column", ge=0)
+        Annotated[float, Meta(ge=0)] | None,
+        Meta(description="price of a kilowatt-hour, for the money column"),
     ] = None
     currency: Annotated[str, Meta(description="name of the currency", max_length=12)] = "EUR"
 
