@@ -1,0 +1,362 @@
+"""Turns rounds of readings into one row per GPU and interval: weighted means, extremes, counter differences."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from gpu_monitor.core.catalogue import BY_NAME, HOST_METRICS, SAMPLED, Kind, Metric, Reason
+from gpu_monitor.core.model import (
+    DeviceReading,
+    Event,
+    GpuProcess,
+    HostReading,
+    Identity,
+    Round,
+    Spread,
+    Status,
+    Value,
+)
+
+_GAUGE, _TOTAL, _RATE, _FLAGS, _STATE = range(5)
+_CODES = {Kind.GAUGE: _GAUGE, Kind.TOTAL: _TOTAL, Kind.RATE: _RATE, Kind.FLAGS: _FLAGS, Kind.STATE: _STATE}
+
+# A counter may not grow faster than this per second: ten times the catalogue's largest board power for
+# energy, and one second per second (with a tenth of slack) for time throttled.
+_FASTEST = {"energy": 100_000.0, "throttle_time": 1.1}
+
+
+@dataclass(frozen=True)
+class GpuRow:
+    """One GPU over one interval. `values` by column name (mean, `_min`, `_max`), unscaled; absent is null."""
+
+    identity: Identity
+    seconds: float
+    values: Mapping[str, float]
+    states: Mapping[str, float | int | str]
+    reasons: Mapping[str, str]
+    processes: tuple[GpuProcess, ...] | None
+
+
+@dataclass(frozen=True)
+class Collection:
+    """All that one interval gave. `start` and `interval` in seconds; `until` is where its data end."""
+
+    start: int
+    interval: int
+    until: float
+    gpus: tuple[GpuRow, ...]
+    host: tuple[float, Mapping[str, float]] | None = None
+    events: tuple[Event, ...] = ()
+    absences: tuple[Absence, ...] = ()
+
+
+@dataclass(frozen=True)
+class Absence:
+    """A stretch without data of one GPU (`uid`) or of all (None). `end` None: it lasts."""
+
+    start: float
+    end: float | None
+    cause: str
+    uid: str | None = None
+    detail: str | None = None
+
+
+class _Sums:
+    """Weighted sums of one metric over one interval."""
+
+    __slots__ = ("high", "last", "low", "sum", "weight")
+
+    def __init__(self) -> None:
+        self.sum = 0.0
+        self.weight = 0.0
+        self.low = float("inf")
+        self.high = float("-inf")
+        self.last: float | None = None
+
+    def add(self, mean: float, low: float, high: float, weight: float) -> None:
+        self.sum += mean * weight
+        self.weight += weight
+        self.last = mean
+        if low < self.low:
+            self.low = low
+        if high > self.high:
+            self.high = high
+
+
+@dataclass
+class _Counter:
+    value: float
+    at: float
+
+
+@dataclass
+class _Interval:
+    """What one device gave since the interval began."""
+
+    gauges: dict[str, _Sums] = field(default_factory=dict)
+    totals: dict[str, list[float]] = field(default_factory=dict)
+    flags: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+    readings: int = 0
+
+
+_Table = dict[str, tuple[int, Metric]]
+_GPU_TABLE: _Table = {m.name: (_CODES[m.kind], m) for m in BY_NAME.values() if m.kind in _CODES}
+_HOST_TABLE: _Table = {m.name: (_CODES[m.kind], m) for m in HOST_METRICS}
+
+
+class _Track:
+    """One device (or the host) across intervals: its counters go on, its sums start anew."""
+
+    def __init__(self, table: _Table) -> None:
+        self._table = table
+        self._counters: dict[str, _Counter] = {}
+        self.interval = _Interval()
+        self.states: dict[str, float | int | str] = {}
+        self.reasons: dict[str, str] = {}
+        self.resets: list[str] = []
+        self.at: float | None = None
+
+    def add(self, values: Mapping[str, Value], at: float, longest: float) -> None:
+        """Take a reading at `at`; it stands for the time since the last one, `longest` seconds at most."""
+        elapsed = 0.0 if self.at is None else max(0.0, at - self.at)
+        weight = min(elapsed, longest)
+        if elapsed > longest * 2.5:
+            self._counters.clear()  # what the counters did in the hole belongs to no interval
+        now = self.interval
+        now.seconds += weight
+        now.readings += 1
+        self.at = at
+        table, gauges = self._table, now.gauges
+        for name, value in values.items():
+            code, metric = table[name]
+            if code == _GAUGE:
+                sums = gauges.get(name)
+                if sums is None:
+                    sums = gauges[name] = _Sums()
+                if isinstance(value, Spread):
+                    if value.low >= metric.low and value.high <= metric.high:
+                        sums.add(value.mean, value.low, value.high, weight)
+                    else:
+                        self.reasons[name] = Reason.INVALID
+                elif isinstance(value, str) or not metric.low <= value <= metric.high:
+                    self.reasons[name] = Reason.INVALID
+                else:
+                    sums.add(value, value, value, weight)
+            elif code == _STATE:
+                self.states[name] = value  # type: ignore[assignment]
+            elif isinstance(value, (int, float)):
+                if code == _FLAGS:
+                    now.flags[name] = now.flags.get(name, 0) | int(value)
+                else:
+                    self._count(name, float(value), at)
+
+    def _count(self, name: str, value: float, at: float) -> None:
+        """Add a counter's growth; after a reset it counts from zero."""
+        before = self._counters.get(name)
+        self._counters[name] = _Counter(value, at)
+        if before is None or at <= before.at:
+            return
+        growth, elapsed = value - before.value, at - before.at
+        if growth < 0:
+            self.resets.append(name)
+            growth = value
+        metric = self._table[name][1]
+        fastest = _FASTEST.get(name, metric.high)
+        if growth > fastest * elapsed:
+            self.reasons[name] = Reason.INVALID
+            return
+        total = self.interval.totals.setdefault(name, [0.0, 0.0])
+        total[0] += growth
+        total[1] += elapsed
+
+    def finish(self) -> tuple[float, dict[str, float]]:
+        """Seconds covered and values by column; the next interval begins."""
+        now, self.interval = self.interval, _Interval()
+        values: dict[str, float] = {}
+        for name, sums in now.gauges.items():
+            if sums.last is None:
+                continue
+            values[name] = sums.sum / sums.weight if sums.weight else sums.last
+            if self._table[name][1].spread:
+                values[f"{name}_min"], values[f"{name}_max"] = sums.low, sums.high
+        for name, (growth, elapsed) in now.totals.items():
+            values[name] = growth if self._table[name][0] == _TOTAL else growth / elapsed
+        values.update(now.flags)
+        return now.seconds, values
+
+    def cut(self) -> None:
+        """Forget the time of the last reading: the next one stands for nothing before it."""
+        self.at = None
+        self._counters.clear()
+
+
+class Collector:
+    """Collects the rounds of one interval after another. One thread.
+
+    `longest`: a reading stands for at most this many seconds before it.
+    """
+
+    def __init__(self, longest: float) -> None:
+        self.longest = longest
+        self._tracks: dict[str, _Track] = {}
+        self._devices: dict[str, DeviceReading] = {}
+        self._host = _Track(_HOST_TABLE)
+        self._fresh: set[str] = set()
+        self._processes: dict[str, tuple[GpuProcess, ...]] = {}
+        self._events: list[Event] = []
+        self._absent: dict[str | None, tuple[float, str]] = {}
+        self._absences: list[Absence] = []
+        self._last: float | None = None
+
+    def add(self, readings: Round, at: float) -> None:
+        """Take one round of the moment `at` (UTC epoch)."""
+        self._events += readings.events
+        seen: set[str] = set()
+        for reading in readings.devices:
+            uid = reading.identity.uid
+            seen.add(uid)
+            self._devices[uid] = reading
+            if reading.status is Status.OK:
+                self._take(uid, reading, at)
+            else:
+                self._miss(uid, at, reading.cause or reading.status.value)
+        cause = readings.paused
+        for uid in self._devices.keys() - seen:
+            self._miss(uid, at, cause or "GPU disappeared")
+        if cause is not None and not self._devices:
+            self._miss(None, at, cause)
+        elif None in self._absent:
+            self._found(None, at)
+        self._last = at
+
+    def _take(self, uid: str, reading: DeviceReading, at: float) -> None:
+        track = self._tracks.get(uid)
+        if track is None:
+            track = self._tracks[uid] = _Track(_GPU_TABLE)
+        if uid in self._absent:
+            self._found(uid, at)
+        track.reasons = dict(reading.reasons)
+        track.add(reading.values, at, self.longest)
+        self._fresh.add(uid)
+        if reading.processes is not None:
+            self._processes[uid] = reading.processes
+        for name in track.resets:
+            self._events.append(
+                Event(at, "counter_reset", f"the {name} counter began anew", "info", uid, {"metric": name})
+            )
+        track.resets.clear()
+
+    def _miss(self, uid: str | None, at: float, cause: str) -> None:
+        """The device gave nothing at `at`: its gap began with the last reading."""
+        known = self._absent.get(uid)
+        if known is not None and known[1] == cause:
+            return
+        track = self._tracks.get(uid) if uid is not None else None
+        since = known[0] if known else None
+        if known is not None:
+            self._absences.append(Absence(known[0], at, known[1], uid))
+            since = at
+        elif track is not None and track.at is not None:
+            since = track.at
+        if since is None:
+            since = at
+        if track is not None:
+            track.cut()
+        self._absent[uid] = (since, cause)
+        self._absences.append(Absence(since, None, cause, uid))
+
+    def _found(self, uid: str | None, at: float) -> None:
+        since, cause = self._absent.pop(uid)
+        self._absences.append(Absence(since, at, cause, uid))
+
+    def add_host(self, reading: HostReading, at: float) -> None:
+        """Take one reading of the machine."""
+        self._host.add(reading.values, at, self.longest)
+
+    def note(self, event: Event) -> None:
+        """Keep an event with the next collection."""
+        self._events.append(event)
+
+    def cut(self) -> None:
+        """Time jumped: no reading stands for anything before the next one."""
+        for track in self._tracks.values():
+            track.cut()
+        self._host.cut()
+
+    @property
+    def devices(self) -> Mapping[str, DeviceReading]:
+        """The newest reading of each device by uid."""
+        return self._devices
+
+    def snapshot(self, start: int, interval: int) -> Collection:
+        """The interval as far as it has come, without ending it (only gauges; counters have no past yet)."""
+        gpus = tuple(self._row(uid, *_peek(self._tracks[uid])) for uid in sorted(self._fresh))
+        host = _peek(self._host) if self._host.at is not None else None
+        return Collection(start, interval, self._last or float(start), gpus, host)
+
+    def close(self, start: int, interval: int) -> Collection:
+        """End the interval and hand over what it gave."""
+        gpus = tuple(self._row(uid, *self._tracks[uid].finish()) for uid in sorted(self._fresh))
+        host = self._host.finish() if self._host.at is not None else None
+        result = Collection(
+            start,
+            interval,
+            self._last or float(start),
+            gpus,
+            host,
+            tuple(self._events),
+            tuple(self._absences),
+        )
+        self._fresh.clear()
+        self._processes.clear()
+        self._events.clear()
+        self._absences.clear()
+        return result
+
+    def _row(self, uid: str, seconds: float, values: Mapping[str, float]) -> GpuRow:
+        track = self._tracks[uid]
+        return GpuRow(
+            self._devices[uid].identity,
+            seconds,
+            values,
+            track.states,
+            track.reasons,
+            self._processes.get(uid),
+        )
+
+
+def _peek(track: _Track) -> tuple[float, dict[str, float]]:
+    """What `finish` would give, without ending the interval."""
+    kept = track.interval
+    result = track.finish()
+    track.interval = kept
+    return result
+
+
+def scaled(metrics: tuple[Metric, ...], values: Mapping[str, Any]) -> list[int | None]:
+    """`values` as the integers of the store's columns, in their order (see storage.tables)."""
+    row: list[int | None] = []
+    for metric in metrics:
+        scale, name = metric.scale, metric.name
+        value = values.get(name)
+        mean = None if value is None else round(value * scale)
+        row.append(mean)
+        if metric.spread:
+            for end in ("_min", "_max"):
+                extreme = values.get(name + end)
+                whole = None if extreme is None else round(extreme * scale)
+                row.append(None if whole == mean else whole)
+    return row
+
+
+def scaled_gpu(values: Mapping[str, Any]) -> list[int | None]:
+    """The columns of `samples_raw` after id and seconds."""
+    return scaled(SAMPLED, values)
+
+
+def scaled_host(values: Mapping[str, Any]) -> list[int | None]:
+    """The columns of `hosts_raw` after id and seconds."""
+    return scaled(HOST_METRICS, values)
