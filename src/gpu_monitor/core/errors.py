@@ -49,6 +49,10 @@ class DeviceLost(SourceUnavailable):
     """One device stopped answering."""
 
 
+class LogUnreadable(GpuMonitorError):
+    """A recorded log cannot be taken as it is: the message names the file and what does not fit."""
+
+
 class StorageError(GpuMonitorError):
     """The store cannot be used as asked."""
 

@@ -89,11 +89,11 @@ class Findings:
 
     def skip(self, reason: str, line: int) -> None:
         """Count one row that was not taken."""
-        self.skipped.setdefault(reason, Lines()).add(line)
+        _count(self.skipped, reason, line)
 
     def note(self, text: str, line: int) -> None:
         """Count one thing worth saying about a row that was taken."""
-        self.notes.setdefault(text, Lines()).add(line)
+        _count(self.notes, text, line)
 
     @property
     def skipped_rows(self) -> int:
@@ -102,6 +102,15 @@ class Findings:
 
 
 _LINES_KEPT = 5
+_REASONS_KEPT = 30
+_OTHER = "other reasons"
+
+
+def _count(places: dict[str, Lines], text: str, line: int) -> None:
+    """Add a line to its reason; beyond the first reasons all go under one, so that memory stays small."""
+    if text not in places and len(places) >= _REASONS_KEPT:
+        text = _OTHER
+    places.setdefault(text, Lines()).add(line)
 
 
 @dataclass

@@ -1,0 +1,234 @@
+"""A line's cells, to a row: compiled once per header, so that a log of gigabytes reads at speed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from gpu_monitor.core.catalogue import BY_NAME, Kind, Reason
+from gpu_monitor.core.model import Status
+from gpu_monitor.sources.recorded.cells import Cell, Dimension, parse_cell
+from gpu_monitor.sources.recorded.columns import (
+    CLOCK,
+    DATE,
+    DEVICE_PARTS,
+    HOST,
+    TIME,
+    UTC_TIME,
+    Column,
+    is_metric,
+)
+from gpu_monitor.sources.recorded.devices import RowSkipped, device_of
+from gpu_monitor.sources.recorded.rows import Findings, RecordedDevice, RecordedRow, RecordedValue
+from gpu_monitor.sources.recorded.stamps import StampReader, pick
+
+_CACHED = 20_000
+_NO_CELL = Cell(None, Reason.INVALID, True)
+
+
+class Slot:
+    """One column that gives a metric: remembers what its cells were worth, and how many made no sense."""
+
+    def __init__(self, position: int, column: Column) -> None:
+        self.position = position
+        self.column = column
+        self.seen = 0
+        self.unreadable = 0
+        self.example = ""
+        self._known: dict[str, Cell] = {}
+
+    def read(self, text: str) -> Cell:
+        """What the cell `text` says."""
+        cell = self._known.get(text)
+        if cell is None:
+            place = self.column.place
+            cell = parse_cell(text.strip(), place.name, place.dimension, self.column.factor, place.bit)
+            if len(self._known) >= _CACHED:
+                self._known.clear()
+            self._known[text] = cell
+        if not cell.readable:
+            self.unreadable += 1
+            self.example = self.example or text.strip()[:40]
+        elif cell.value is not None:
+            self.seen += 1
+        return cell
+
+
+class Clockwork:
+    """Where one log stands in time: what it last said, per GPU and as a whole."""
+
+    def __init__(self, stamps: StampReader) -> None:
+        self.stamps = stamps
+        self._of_gpu: dict[str, float] = {}
+        self._of_log: float | None = None
+
+    def time(self, text: str, key: str) -> float:
+        """The epoch that `text` means for the GPU `key`; RowSkipped where it is no time."""
+        candidates = self.stamps.candidates(text)
+        if not candidates:
+            raise RowSkipped("no time in it" if not text else f"no time: {text[:40]!r}")
+        epoch = pick(candidates, self._of_gpu.get(key), self._of_log)
+        self._of_gpu[key] = self._of_log = epoch
+        return epoch
+
+
+class Layout:
+    """The columns of a log: which cell holds the time, which the GPU, which each metric."""
+
+    def __init__(self, columns: Sequence[Column], clockwork: Clockwork) -> None:
+        self.columns = tuple(columns)
+        self.hosts: set[str] = set()
+        self.conflicts = 0
+        self._clockwork = clockwork
+        self._times = _time_columns(columns)
+        self._is_utc = any(columns[i].place.name == UTC_TIME for i in self._times)
+        self._host = next((i for i, c in enumerate(columns) if c.place.name == HOST), None)
+        self._parts, self._loose, self._factor = _identity_columns(columns)
+        self._identity = sorted({*self._parts.values(), *([] if self._loose is None else [self._loose])})
+        self._devices: dict[tuple[str, ...], RecordedDevice] = {}
+        self.metrics = _metric_slots(columns)
+
+    @property
+    def has_time(self) -> bool:
+        """Whether any column holds the time."""
+        return bool(self._times)
+
+    @property
+    def slots(self) -> Iterable[Slot]:
+        """Every column that gives a metric."""
+        return (slot for slots in self.metrics.values() for slot in slots)
+
+    def row(self, cells: Sequence[str], line: int, findings: Findings, is_cut: bool = False) -> RecordedRow:
+        """The row of `cells`; RowSkipped where it has no time or no GPU.
+
+        `is_cut`: the file ends in the last cell, so a bare number there may have lost digits.
+        """
+        last = len(cells) - 1 if is_cut else -1
+        if last in self._times or last in self._identity:
+            raise RowSkipped("cut in a cell that names the time or the GPU")
+        device = self._device(cells)
+        if self._host is not None and len(self.hosts) < 3:
+            self.hosts.add(cells[self._host].strip())
+        time = self._clockwork.time(self._time_text(cells), device.key)
+        values, reasons = self._values(cells, line, findings, last)
+        is_lost = Reason.LOST in reasons.values()
+        if is_lost:
+            # Beside [GPU requires reset] the other cells say [N/A], though the card does have the metric.
+            reasons = {name: Reason.LOST for name in reasons}
+        status = Status.LOST if is_lost and not any(map(_is_sampled, values)) else Status.OK
+        return RecordedRow(time, device, values, reasons, line, status)
+
+    def _time_text(self, cells: Sequence[str]) -> str:
+        if len(self._times) == 1:
+            text = cells[self._times[0]].strip()
+        else:
+            text = " ".join(_dashed(cells[i].strip()) for i in self._times)
+        return f"{text}Z" if self._is_utc and text and text[-1].isdigit() and ":" in text else text
+
+    def _device(self, cells: Sequence[str]) -> RecordedDevice:
+        key = tuple(cells[i] for i in self._identity)
+        device = self._devices.get(key)
+        if device is None:
+            named = {part: cells[i].strip() for part, i in self._parts.items()}
+            loose = None if self._loose is None else cells[self._loose].strip()
+            try:
+                device = device_of(named, loose, self._factor)
+            except RowSkipped as error:
+                self.conflicts += "different GPUs" in str(error)
+                raise
+            if len(self._devices) >= _CACHED:
+                self._devices.clear()
+            self._devices[key] = device
+        return device
+
+    def _values(
+        self, cells: Sequence[str], line: int, findings: Findings, cut: int
+    ) -> tuple[dict[str, RecordedValue], dict[str, str]]:
+        values: dict[str, RecordedValue] = {}
+        reasons: dict[str, str] = {}
+        for name, slots in self.metrics.items():
+            read = []
+            for slot in slots:
+                text = cells[slot.position]
+                cell = slot.read(text)
+                if slot.position == cut and text.strip()[-1:].isdigit():
+                    findings.note(
+                        f"the last cell ({slot.column.heading!r}) may be cut and was left out", line
+                    )
+                    cell = _NO_CELL
+                elif not cell.readable:
+                    expected = slot.column.place.dimension.value
+                    findings.note(f"column {slot.column.heading!r}: cells that are not {expected}", line)
+                read.append(cell)
+            cell = read[0] if len(read) == 1 else _together(slots, read)
+            if cell.value is not None:
+                values[name] = cell.value
+            elif cell.reason is not None:
+                reasons[name] = cell.reason
+        return values, reasons
+
+
+def _time_columns(columns: Sequence[Column]) -> list[int]:
+    """The column with the time, or the two with date and time of day, in that order."""
+    first = {}
+    for i, column in enumerate(columns):
+        first.setdefault(column.place.name, i)
+    if DATE in first:
+        return [first[DATE], *([first[CLOCK]] if CLOCK in first else [])]
+    return [first[name] for name in (TIME, UTC_TIME) if name in first][:1]
+
+
+def _identity_columns(columns: Sequence[Column]) -> tuple[dict[str, int], int | None, float]:
+    parts: dict[str, int] = {}
+    loose: int | None = None
+    factor = 1.0
+    for i, column in enumerate(columns):
+        place = column.place
+        if place.name not in DEVICE_PARTS:
+            continue
+        if place.name == "index" and place.rank == 1:
+            loose = i if loose is None else loose
+        else:
+            parts.setdefault(place.name, i)
+            if parts[place.name] == i and place.name == "memory_total":
+                factor = column.factor
+    return parts, loose, factor
+
+
+def _metric_slots(columns: Sequence[Column]) -> dict[str, list[Slot]]:
+    found: dict[str, list[Slot]] = {}
+    for i, column in enumerate(columns):
+        if is_metric(column.place.name):
+            found.setdefault(column.place.name, []).append(Slot(i, column))
+    for name, slots in list(found.items()):
+        slots.sort(key=lambda slot: slot.column.place.rank)
+        # Half of a sum is not the sum.
+        if slots[0].column.place.part and len({slot.column.place.rank for slot in slots}) < 2:
+            del found[name]
+    return found
+
+
+def _together(slots: Sequence[Slot], cells: Sequence[Cell]) -> Cell:
+    """What several columns of one metric say: the sum of parts, all flags, or the first that knows."""
+    known = [cell for cell in cells if cell.value is not None]
+    place = slots[0].column.place
+    if place.part:
+        if len(known) < len(cells):
+            return next(cell for cell in cells if cell.value is None)
+        return Cell(sum(int(cell.value or 0) for cell in known), None, True)
+    if not known:
+        return next((cell for cell in cells if cell.reason == Reason.LOST), cells[0])
+    if place.dimension in (Dimension.MASK, Dimension.FLAG):
+        mask = 0
+        for cell in known:
+            mask |= int(cell.value or 0)
+        return Cell(mask, None, True)
+    return known[0]
+
+
+def _is_sampled(name: str) -> bool:
+    return BY_NAME[name].kind is not Kind.STATE
+
+
+def _dashed(text: str) -> str:
+    """`20260714` as `2026-07-14`; anything else as it is."""
+    return f"{text[:4]}-{text[4:6]}-{text[6:]}" if len(text) == 8 and text.isdigit() else text
