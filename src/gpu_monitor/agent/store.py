@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpu_monitor.agent.collect import Absence, Collection, GpuRow, scaled_gpu, scaled_host
+from gpu_monitor.agent.merge import combine
+from gpu_monitor.agent.numbers import GpuNumbers
 from gpu_monitor.core.buckets import PeriodPlan
 from gpu_monitor.core.catalogue import HOST_METRICS, SAMPLED, Metric
 from gpu_monitor.core.errors import StorageError

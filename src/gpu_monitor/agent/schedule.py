@@ -1,0 +1,82 @@
+"""Background work beside the beat: rollup, shipping, retention. The only home of APScheduler."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
+
+from apscheduler.executors.pool import ThreadPoolExecutor
+from apscheduler.schedulers.background import BackgroundScheduler
+
+from gpu_monitor.core.clock import Clock, SystemClock, real_seconds
+from gpu_monitor.core.errors import GpuMonitorError
+
+_LOG = logging.getLogger("schedule")
+_RETRY_SECONDS = 60.0
+
+Job = Callable[[], float]
+"""Does what is due now and returns after how many seconds of the agent's clock it wants to run again."""
+
+
+class Schedule:
+    """Runs jobs that say themselves when they want to run next.
+
+    APScheduler counts on the wall clock; `nudge_all` is called when that was stepped, so no job waits
+    for an hour that will come late. A job that raises is logged, counted and run again in a minute.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._real = SystemClock()
+        self._jobs: dict[str, Job] = {}
+        self.failures = 0
+        self._scheduler = BackgroundScheduler(
+            timezone=timezone.utc,
+            executors={"default": ThreadPoolExecutor(2)},
+            job_defaults={"misfire_grace_time": None, "coalesce": True, "max_instances": 1},
+        )
+
+    def add(self, name: str, job: Job, first: float = 0.0) -> None:
+        """Run `job` after `first` seconds and then as it says."""
+        self._jobs[name] = job
+        self._scheduler.add_job(self._run, "date", run_date=self._after(first), args=(name,), id=name)
+
+    def _after(self, seconds: float) -> datetime:
+        wait = max(0.0, real_seconds(self._clock, seconds))
+        return datetime.fromtimestamp(self._real.now(), timezone.utc) + timedelta(seconds=min(wait, 86400.0))
+
+    def start(self) -> None:
+        """Begin to run jobs in background threads."""
+        self._scheduler.start()
+
+    def nudge(self, name: str) -> None:
+        """Run a job as soon as may be."""
+        if name in self._jobs:
+            self._scheduler.add_job(
+                self._run, "date", run_date=self._after(0.0), args=(name,), id=name, replace_existing=True
+            )
+
+    def nudge_all(self) -> None:
+        """Run every job now: the wall clock was stepped."""
+        for name in self._jobs:
+            self.nudge(name)
+
+    def _run(self, name: str) -> None:
+        try:
+            wait = self._jobs[name]()
+        except GpuMonitorError as error:
+            self.failures += 1
+            _LOG.error("%s failed: %s", name, error)
+            wait = _RETRY_SECONDS
+        except Exception:  # a job must not take the agent down, whatever it is
+            self.failures += 1
+            _LOG.exception("%s failed", name)
+            wait = _RETRY_SECONDS
+        if self._scheduler.get_job(name) is None and self._scheduler.running:
+            self._scheduler.add_job(self._run, "date", run_date=self._after(wait), args=(name,), id=name)
+
+    def stop(self) -> None:
+        """Start no more jobs and wait for the one that runs."""
+        if self._scheduler.running:
+            self._scheduler.shutdown(wait=True)
