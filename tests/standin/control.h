@@ -21,14 +21,14 @@ enum metric {
 };
 #undef METRIC
 
-/* What a function does to its caller, in this order: count, sleep, hang, crash, fail. */
+/* What a function does to its caller, in this order: count the call, sleep, hang, crash, fail. */
 struct fault {
     uint32_t calls;
     uint32_t slow_ms;
-    uint32_t hang;  /* while not 0 */
-    uint32_t crash; /* SIGSEGV */
-    int32_t error;  /* an nvmlReturn_t */
-    int32_t times;  /* how often crash and error still happen; -1: always */
+    uint32_t hang;   /* while not 0; a futex */
+    int32_t crashes; /* how often it still ends its process with SIGSEGV; -1: always */
+    int32_t errors;  /* how often it still answers `error`; -1: always */
+    int32_t error;   /* an nvmlReturn_t */
 };
 
 struct reading {
@@ -41,7 +41,7 @@ struct reading {
 };
 
 /* load(t) = mean + amplitude * sin(2 pi t / period + phase); the integral up to `since` is kept, so that
- * counters go on from where they were when the load is changed. */
+ * counters go on from where they were when the load is changed; the load before it stays, for the samples. */
 struct load {
     double mean, amplitude, period, phase;
     double born, since, integral; /* seconds since the epoch, the same, load seconds */

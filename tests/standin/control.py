@@ -4,6 +4,7 @@ A `Standin` owns one control file. The library maps the same file and looks at i
 what is set here holds at the next call of any process. `gpu` everywhere is the card's number, given
 when it was plugged in: it stays with the card, whatever index NVML shows it under. Where `gpu` may be
 None, None means "whatever the card", which also covers calls that have no card (init, count, events).
+`function` is a name of functions.def, "nvmlInit" for both ways to init, or "*" for every function.
 """
 
 import ctypes
@@ -15,19 +16,15 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from uuid import NAMESPACE_OID, UUID, uuid5
 
-from tests.standin import layout
-from tests.standin.layout import FUNCTIONS, METRICS, SLOTS, Control, Fault, Gpu, Load, Process, Reading
+from tests.standin import cards, layout
+from tests.standin.layout import FUNCTIONS, METRICS, SLOTS, Control, Fault, Gpu, Process, Reading
 from tests.standin.profiles import H100, MIB, MigInstance, Profile
 
 ALWAYS = -1
-NOT_SUPPORTED, DRIVER_NOT_LOADED, GPU_IS_LOST, UNINITIALIZED = 3, 9, 15, 1
-LIB_RM_VERSION_MISMATCH = 18
+DRIVER_NOT_LOADED, GPU_IS_LOST, UNINITIALIZED = 9, 15, 1
 XID = 0x8  # nvmlEventTypeXidCriticalError
 NOT_AVAILABLE = 2**64 - 1  # NVML_VALUE_NOT_AVAILABLE
-NO_INSTANCE = 2**32 - 1
-SAMPLE_PERIOD_SECONDS = 1 / 6  # the sampling period that NVML reports for the encoder
 
 _INIT = ("nvmlInit_v2", "nvmlInitWithFlags")
 _FUTEX_CALL = {"x86_64": 202, "aarch64": 98}.get(platform.machine())
@@ -47,16 +44,18 @@ class Proc:
 
 
 class Standin:
-    """The control file at `path` (made if it is not there) for the library built at `library`."""
+    """The control file at `path` for the library built at `library`.
+
+    A file that is not there is made, with one H100; one that is there is steered as it is.
+    """
 
     def __init__(self, path: Path, library: Path, seed: int = 1) -> None:
         self.path, self.library, self.seed = path, library, seed
         is_new = not path.exists()
         if is_new:
             path.write_bytes(bytes(ctypes.sizeof(Control)))
-        self._file = path.open("r+b")
-        self._map = mmap.mmap(self._file.fileno(), ctypes.sizeof(Control))
-        self._control = Control.from_buffer(self._map)
+        with path.open("r+b") as file:
+            self._control = Control.from_buffer(mmap.mmap(file.fileno(), ctypes.sizeof(Control)))
         if is_new:
             self._prepare()
 
@@ -64,54 +63,44 @@ class Standin:
         control = self._control
         control.magic, control.version, control.size = layout.MAGIC, layout.VERSION, ctypes.sizeof(Control)
         control.driver_epoch, control.stale_error = 1, UNINITIALIZED
+        # The versions of the H100 recording.
         control.driver, control.nvml, control.cuda_version = b"590.48.01", b"13.590.48.01", 13010
-        control.sample_period_us = round(SAMPLE_PERIOD_SECONDS * 1e6)
-        for fault in control.faults:
-            fault.times = ALWAYS
+        control.sample_period_us = 1_000_000 // 6  # the period NVML gives with the encoder's utilisation
         self.gpus([H100])
-
-    def close(self) -> None:
-        """Lets go of the file; the library goes on with it as it is."""
-        del self._control
-        self._map.close()
-        self._file.close()
-
-    def __enter__(self) -> "Standin":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def env(self) -> dict[str, str]:
         """The environment in which a process finds the stand-in instead of a driver."""
         folders = [str(self.library.parent), os.environ.get("LD_LIBRARY_PATH", "")]
         return {
-            "LD_LIBRARY_PATH": ":".join(f for f in folders if f),
+            "LD_LIBRARY_PATH": ":".join(folder for folder in folders if folder),
             "GPU_MONITOR_STANDIN": str(self.path),
         }
 
     # ---------------------------------------------------------------- cards
 
     def gpus(self, profiles: Sequence[Profile]) -> None:
-        """The machine has these cards and no others, numbered and indexed from 0."""
+        """The machine has these cards and no others, new, numbered and indexed from 0."""
         self._control.count = 0
         for slot in range(SLOTS):
             ctypes.memset(ctypes.byref(self._control.gpus[slot]), 0, ctypes.sizeof(Gpu))
-        for slot, profile in enumerate(profiles):
-            self._fill(slot, profile)
-        self.order(range(len(profiles)))
+        for profile in profiles:
+            self.plug(profile)
 
     def plug(self, profile: Profile) -> int:
         """One more card, behind the others; returns its number. Seen as `follow` says."""
-        slot = next(s for s in range(SLOTS) if not self._control.gpus[s].name)
-        order = list(self._control.order[: self._control.count])
-        self._fill(slot, profile)
-        self.order([*order, slot])
+        free = [slot for slot in range(SLOTS) if not self._control.gpus[slot].name]
+        if not free:
+            raise ValueError(f"{SLOTS} cards were plugged in already")
+        slot = free[0]
+        cards.fill(self._control.gpus[slot], profile, slot, self.seed, self.now())
+        self._control.gpus[slot].present = 1
+        self.order([*self._control.order[: self._control.count], slot])
         return slot
 
     def unplug(self, gpu: int) -> None:
         """The card is gone: processes that had it get GPU_IS_LOST, later ones do not see it."""
         self._gpu(gpu).present = 0
+        self._wake(Control, self._control, "event_head")
 
     def replug(self, gpu: int) -> None:
         """The same card, with its UUID, is there again."""
@@ -119,13 +108,13 @@ class Standin:
 
     def order(self, gpus: Iterable[int]) -> None:
         """NVML's index 0, 1, … are these cards."""
-        cards = list(gpus)
-        for index, slot in enumerate(cards):
+        slots = list(gpus)
+        for index, slot in enumerate(slots):
             self._control.order[index] = slot
-        self._control.count = len(cards)
+        self._control.count = len(slots)
 
     def follow(self, live: bool) -> None:
-        """Whether plugging and order are seen at once (True), or by the next init (False, as a driver does)."""
+        """Whether plugging and order are seen at once, or, as it begins, by the next init."""
         self._control.live = int(live)
 
     def uuid(self, gpu: int) -> str:
@@ -141,45 +130,13 @@ class Standin:
         card = self._gpu(gpu)
         return f"{card.pci_domain:08X}:{card.pci_bus:02X}:{card.pci_device:02X}.0"
 
-    def _fill(self, slot: int, profile: Profile) -> None:
-        card: Gpu = self._control.gpus[slot]
-        ctypes.memset(ctypes.byref(card), 0, ctypes.sizeof(Gpu))
-        card.name = profile.name.encode()
-        card.uuid = f"GPU-{self._made_up('card', slot)}".encode()
-        card.serial = f"99{self.seed % 10**4:04d}{slot:07d}".encode() if profile.has_serial else b""
-        card.pci_bus, card.pci_device_id = 0x1A + 0x10 * slot, profile.pci_device_id
-        card.pci_subsystem_id = profile.pci_subsystem_id
-        card.mig_capable = int(profile.mig_capable)
-        for fault in card.faults:
-            fault.times = ALWAYS
-        for metric, reading in zip(METRICS, card.readings, strict=True):
-            self._read_as(reading, profile, metric)
-        card.readings[METRICS.index("minor_number")].low = slot
-        card.readings[METRICS.index("minor_number")].high = slot
-        self._begin_load(card, mean=0.5 + 0.02 * slot, amplitude=0.3, phase=slot + self.seed)
-        for function, code in profile.functions.items():
-            self.fail(slot, function, code)
-        self.mig(slot, profile.mig)
-        card.present = 1
+    def mig(self, gpu: int, instances: Sequence[MigInstance]) -> None:
+        """MIG is on with these instances; none: MIG is off."""
+        cards.set_instances(self._gpu(gpu), instances, gpu, self.seed)
 
-    def _made_up(self, kind: str, *parts: int) -> UUID:
-        return uuid5(NAMESPACE_OID, f"stand-in {self.seed} {kind} {parts}")
-
-    @staticmethod
-    def _read_as(reading: Reading, profile: Profile, metric: str) -> None:
-        value = profile.metrics.get(metric)
-        if value is None:
-            reading.error = NOT_SUPPORTED
-            return
-        reading.low, reading.high = value if isinstance(value, tuple) else (value, value)
-        if not isinstance(value, tuple) and metric in _COUNTERS:
-            reading.base, reading.low, reading.high = value, 0, 0
-
-    def _gpu(self, gpu: int) -> Gpu:
-        card: Gpu = self._control.gpus[gpu]
-        if not card.name:
-            raise ValueError(f"no card {gpu} was ever plugged in")
-        return card
+    def mig_pending(self, gpu: int, on: bool) -> None:
+        """MIG will be on, or off, after the card's next reset."""
+        self._gpu(gpu).mig_pending = int(on)
 
     # ---------------------------------------------------------------- load and time
 
@@ -188,8 +145,14 @@ class Standin:
         return float(self._control.clock_us) / 1e6 or time.time()
 
     def clock(self, at: float | None) -> None:
-        """The library's time stands still at `at` (seconds since the epoch); None: runs again."""
+        """The library's time stands still at `at` (seconds since the epoch); None: it runs again.
+
+        The cards' values go on from where they were. To be called while no process reads.
+        """
+        before = self.now()
         self._control.clock_us = 0 if at is None else round(at * 1e6)
+        for slot in range(SLOTS):
+            cards.shift(self._control.gpus[slot], self.now() - before)
 
     def advance(self, seconds: float) -> None:
         """Moves a standing clock on."""
@@ -200,48 +163,37 @@ class Standin:
     def load(self, gpu: int, mean: float, amplitude: float = 0.0, period: float = 60.0) -> None:
         """How busy the card is from now on: mean + amplitude * sin, within 0 and 1. Counters go on."""
         if not 0 <= mean - abs(amplitude) <= mean + abs(amplitude) <= 1 or period <= 0:
-            raise ValueError(f"a load outside 0 to 1: {mean} ± {amplitude}")
-        card = self._gpu(gpu)
-        old = card.loads[card.active_load]
-        now = self.now()
-        new = Load(mean, amplitude, period, old.phase, old.born, now, _integral(old, now))
-        card.loads[1 - card.active_load] = new
-        card.active_load = 1 - card.active_load
-
-    def _begin_load(self, card: Gpu, mean: float, amplitude: float, phase: float) -> None:
-        # An hour of counting lies behind a new card, so that no counter begins at 0 by chance.
-        born = self.now() - 3600
-        card.loads[0] = Load(mean, amplitude, 60.0, phase, born, born, 0.0)
-        card.active_load = 0
+            raise ValueError(f"a load outside 0 to 1: {mean} ± {amplitude} every {period} s")
+        cards.change_load(self._gpu(gpu), mean, amplitude, period, self.now())
 
     # ---------------------------------------------------------------- values
 
     def hold(self, gpu: int, metric: str, value: float) -> None:
-        """The metric reads exactly this: a number as the driver gives it, blank or impossible too."""
+        """The metric reads exactly this: a number as the driver gives it, blank or impossible too.
+
+        A metric that the card does not have, or that fails, is there while it is held.
+        """
         reading = self._reading(gpu, metric)
         reading.held = 0
         reading.hold_real = float(value)
-        reading.hold = 0 if isinstance(value, float) and math.isnan(value) else int(value) & (2**64 - 1)
+        reading.hold = int(value) & (2**64 - 1) if math.isfinite(value) else 0
         reading.held = 1
 
     def unhold(self, gpu: int, metric: str) -> None:
-        """The metric follows the load again."""
+        """The metric is again what it was before `hold`."""
         self._reading(gpu, metric).held = 0
 
     def jump(self, gpu: int, metric: str, by: float) -> None:
         """A counter leaps by this much (it never shows less than 0)."""
-        if metric not in _COUNTERS:
+        if metric not in cards.COUNTERS:
             raise ValueError(f"{metric} is not a counter")
         self._reading(gpu, metric).base += by
 
     def reset(self, gpu: int) -> None:
-        """The card was reset: same UUID, counters from 0 again, volatile errors too; aggregates stay."""
+        """The card was reset: same UUID, counters from 0 again; what the card's memory keeps stays."""
         card = self._gpu(gpu)
-        now, old = self.now(), card.loads[card.active_load]
-        for name in _COUNTERS - _SURVIVE_RESET:
-            self._reading(gpu, name).base = 0
-        card.loads[1 - card.active_load] = Load(old.mean, old.amplitude, old.period, old.phase, now, now, 0.0)
-        card.active_load = 1 - card.active_load
+        for name in cards.COUNTERS - cards.SURVIVE_RESET:
+            self._reading(gpu, name).base -= cards.counted(card, name, self.now())
 
     def samples(self, gpu: int, kind: int, samples: Sequence[tuple[float, float]] | None) -> None:
         """The driver's buffer of one NVML sampling type holds exactly these (time in seconds, value).
@@ -262,7 +214,7 @@ class Standin:
         card.process_count = 0
         for place, proc in enumerate(processes):
             memory = NOT_AVAILABLE if proc.memory is None else proc.memory
-            ids = (NO_INSTANCE, NO_INSTANCE)
+            ids = (cards.NO_INSTANCE, cards.NO_INSTANCE)
             if proc.instance is not None:
                 inside = card.instances[proc.instance]
                 ids = (inside.gpu_instance, inside.compute_instance)
@@ -271,42 +223,23 @@ class Standin:
             )
         card.process_count = len(processes)
 
-    def mig(self, gpu: int, instances: Sequence[MigInstance]) -> None:
-        """MIG is on with these instances; none: MIG is off."""
-        card = self._gpu(gpu)
-        if instances and not card.mig_capable:
-            raise ValueError(f"{card.name.decode()} has no MIG")
-        card.mig_current = card.mig_pending = card.instance_count = 0
-        for place, instance in enumerate(instances):
-            inside = card.instances[place]
-            inside.uuid = f"MIG-{self._made_up('instance', gpu, place)}".encode()
-            inside.name = card.name + b" MIG " + instance.label.encode()
-            inside.gpu_instance, inside.compute_instance = place + 1, 0
-            inside.slices, inside.multiprocessors = instance.slices, instance.multiprocessors
-            inside.memory_total = instance.memory_mib * MIB
-            inside.memory_used = instance.used_mib * MIB
-        card.instance_count = len(instances)
-        card.mig_current = card.mig_pending = int(bool(instances))
-
-    def mig_pending(self, gpu: int, on: bool) -> None:
-        """MIG will be on, or off, after the card's next reset."""
-        self._gpu(gpu).mig_pending = int(on)
-
     # ---------------------------------------------------------------- hurting
 
     def fail(self, gpu: int | None, what: str, code: int, times: int = ALWAYS) -> None:
         """A function, or every way to one metric of a card, answers with this NVML error; 0: no more.
 
-        `what` is "nvmlInit" for both ways to init, "*" for every function. `times` counts only for functions.
+        `times` counts calls of a function; a metric fails until it is told otherwise.
         """
         if what in METRICS:
             if gpu is None:
                 raise ValueError("a metric fails on one card")
             self._reading(gpu, what).error = code
+            self._reading(gpu, what).held = 0
             return
         for fault in self._faults(gpu, what):
-            fault.error, fault.times = 0, times
+            fault.errors = 0
             fault.error = code
+            fault.errors = times
 
     def hang(self, gpu: int | None, function: str) -> None:
         """The function does not return before `release`, or its process is killed."""
@@ -316,14 +249,14 @@ class Standin:
     def release(self, gpu: int | None, function: str = "*") -> None:
         """Ends a hang: every waiting call goes on at once."""
         for fault in self._faults(gpu, function):
-            fault.hang = 0
-            self._wake(Fault, fault, "hang")
+            if fault.hang:
+                fault.hang = 0
+                self._wake(Fault, fault, "hang")
 
     def crash(self, gpu: int | None, function: str, times: int = ALWAYS) -> None:
         """The function ends its process with SIGSEGV, the next `times` times; 0: no more."""
         for fault in self._faults(gpu, function):
-            fault.crash, fault.times = 0, times
-            fault.crash = int(times != 0)
+            fault.crashes = times
 
     def slow(self, gpu: int | None, function: str, seconds: float) -> None:
         """The function sleeps this long before it answers; 0: no more."""
@@ -339,17 +272,12 @@ class Standin:
         """The lost card answers again."""
         self._gpu(gpu).lost = 0
 
-    def heal(self, gpu: int | None = None) -> None:
-        """No function fails, hangs, crashes or is slow any more: of one card, or of all and the library."""
-        for number in range(SLOTS) if gpu is None else [gpu]:
-            if self._control.gpus[number].name:
-                self.release(number)
-                for fault in self._control.gpus[number].faults:
-                    fault.error = fault.crash = fault.slow_ms = 0
-        if gpu is None:
-            self.release(None)
-            for fault in self._control.faults:
-                fault.error = fault.crash = fault.slow_ms = 0
+    def heal(self) -> None:
+        """No function fails, hangs, crashes or is slow any more, on any card."""
+        for gpu in [None, *(slot for slot in range(SLOTS) if self._control.gpus[slot].name)]:
+            self.release(gpu)
+            for fault in self._faults(gpu, "*"):
+                fault.errors = fault.error = fault.crashes = fault.slow_ms = 0
 
     def unload(self, code: int = DRIVER_NOT_LOADED, stale: int = UNINITIALIZED) -> None:
         """The driver is away: init answers `code`, processes that have it open get `stale`."""
@@ -365,9 +293,9 @@ class Standin:
         control = self._control
         if driver is not None:
             control.driver, control.nvml = driver.encode(), f"13.{driver}".encode()
-        for gpu in range(SLOTS):
-            if control.gpus[gpu].name:
-                self.reset(gpu)
+        for slot in range(SLOTS):
+            if control.gpus[slot].name:
+                self.reset(slot)
         control.stale_error = stale
         control.driver_epoch += 1
         control.driver_error = 0
@@ -383,7 +311,7 @@ class Standin:
         control = self._control
         event = control.events[control.event_head % layout.EVENTS]
         event.slot, event.type, event.data = gpu, kind, data
-        event.gpu_instance = event.compute_instance = NO_INSTANCE
+        event.gpu_instance = event.compute_instance = cards.NO_INSTANCE
         control.event_head += 1
         self._wake(Control, control, "event_head")
 
@@ -393,6 +321,19 @@ class Standin:
         """How often the function was called, by any process: on one card, or at all."""
         return sum(int(fault.calls) for fault in self._faults(gpu, function))
 
+    def until_called(
+        self, function: str, gpu: int | None = None, times: int = 1, seconds: float = 10
+    ) -> None:
+        """Returns once the function was called so often, counted from the beginning.
+
+        A call that hangs has been counted. Raises TimeoutError after `seconds`.
+        """
+        deadline = time.monotonic() + seconds
+        while self.calls(function, gpu) < times:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{function} was called {self.calls(function, gpu)} times, not {times}")
+            time.sleep(0.002)
+
     def last_call(self) -> tuple[str, int | None, int]:
         """The last call by any process: function, card (None where it has none), pid."""
         control = self._control
@@ -400,6 +341,12 @@ class Standin:
         return FUNCTIONS[control.last_function], slot if slot < SLOTS else None, int(control.last_pid)
 
     # ---------------------------------------------------------------- inside
+
+    def _gpu(self, gpu: int) -> Gpu:
+        card: Gpu = self._control.gpus[gpu]
+        if not card.name:
+            raise ValueError(f"no card {gpu} was ever plugged in")
+        return card
 
     def _reading(self, gpu: int, metric: str) -> Reading:
         reading: Reading = self._gpu(gpu).readings[METRICS.index(metric)]
@@ -414,42 +361,13 @@ class Standin:
 
     @staticmethod
     def _wake(kind: type[ctypes.Structure], where: ctypes.Structure, field: str) -> None:
-        # Without this the library looks again by itself, a quarter of a second later at most.
+        # Where the call's number is not known the library looks again by itself, a quarter of a second later.
         if _FUTEX_CALL is None:
             return
         word = ctypes.addressof(where) + getattr(kind, field).offset
-        everyone = ctypes.c_int(2**31 - 1)
-        ctypes.CDLL(None).syscall(
+        number, wake, everyone = (
             ctypes.c_long(_FUTEX_CALL),
-            ctypes.c_void_p(word),
             ctypes.c_int(_FUTEX_WAKE),
-            everyone,
-            None,
-            None,
-            0,
+            ctypes.c_int(2**31 - 1),
         )
-
-
-def _integral(load: Load, at: float) -> float:
-    """Load seconds until `at`; the same closed form as in model.c."""
-    turn = 2 * math.pi / load.period
-    wave = math.cos(turn * load.since + load.phase) - math.cos(turn * at + load.phase)
-    return load.integral + load.mean * (at - load.since) + load.amplitude / turn * wave
-
-
-def _counters() -> frozenset[str]:
-    text = (layout.HERE / "metrics.def").read_text(encoding="utf-8")
-    return frozenset(name for name in METRICS if f"METRIC({name}, COUNTER" in text)
-
-
-_COUNTERS = _counters()
-_SURVIVE_RESET = frozenset(
-    {
-        "ecc_corrected_aggregate",
-        "ecc_uncorrected_aggregate",
-        "remapped_rows_corrected",
-        "remapped_rows_uncorrected",
-        "retired_pages_sbe",
-        "retired_pages_dbe",
-    }
-)
+        ctypes.CDLL(None).syscall(number, ctypes.c_void_p(word), wake, everyone, None, None, ctypes.c_int(0))

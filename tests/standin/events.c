@@ -1,14 +1,7 @@
 /* Event sets and GPM samples: the functions that give their caller an object to keep. */
 #include <stdlib.h>
 
-#include "model.h"
-
-#define CHECK(call)                   \
-    do {                              \
-        nvmlReturn_t result = (call); \
-        if (result)                   \
-            return result;            \
-    } while (0)
+#include "answer.h"
 
 /* ------------------------------------------------------------------ events */
 
@@ -85,9 +78,10 @@ nvmlReturn_t nvmlEventSetWait_v2(struct event_set *set, struct event_data *out, 
             return SUCCESS;
         if (any_lost(set))
             return GPU_IS_LOST;
-        if (monotonic_ms() >= deadline)
+        uint64_t now = monotonic_ms();
+        if (now >= deadline)
             return TIMEOUT;
-        wait_while(&control->event_head, head, deadline);
+        nap(&control->event_head, head, deadline - now);
     }
 }
 

@@ -29,16 +29,16 @@ class Fault(ctypes.Structure):
     calls: int
     slow_ms: int
     hang: int
-    crash: int
+    crashes: int
+    errors: int
     error: int
-    times: int
     _fields_ = [
         ("calls", c_uint32),
         ("slow_ms", c_uint32),
         ("hang", c_uint32),
-        ("crash", c_uint32),
+        ("crashes", c_int32),
+        ("errors", c_int32),
         ("error", c_int32),
-        ("times", c_int32),
     ]
 
 

@@ -58,18 +58,12 @@ uint64_t monotonic_ms(void)
     return (uint64_t)now.tv_sec * 1000u + (uint64_t)now.tv_nsec / 1000000u;
 }
 
-void wait_while(const uint32_t *word, uint32_t value, uint64_t deadline_ms)
+void nap(const uint32_t *word, uint32_t value, uint64_t longest_ms)
 {
     /* control.py wakes the futex where it knows the system call; elsewhere this is a slow poll. */
-    const uint64_t longest_ms = 250;
-    while (READ(*word) == value) {
-        uint64_t now = monotonic_ms();
-        if (now >= deadline_ms)
-            return;
-        uint64_t rest = deadline_ms - now < longest_ms ? deadline_ms - now : longest_ms;
-        struct timespec pause = {(time_t)(rest / 1000), (long)(rest % 1000) * 1000000L};
-        syscall(SYS_futex, word, FUTEX_WAIT, value, &pause, NULL, 0);
-    }
+    uint64_t ms = longest_ms < 250 ? longest_ms : 250;
+    struct timespec pause = {0, (long)ms * 1000000L};
+    syscall(SYS_futex, word, FUTEX_WAIT, value, &pause, NULL, 0);
 }
 
 /* ------------------------------------------------------------------ attaching, init, shutdown */
@@ -167,12 +161,12 @@ uint visible(uint order[SLOTS])
 
 /* ------------------------------------------------------------------ faults */
 
-static int happens(struct fault *fault)
+/* Uses up one of the times that a fault still happens; below 0 they never end. */
+static int happens(int32_t *left)
 {
-    int32_t times = READ(fault->times);
+    int32_t times = READ(*left);
     while (times > 0)
-        if (__atomic_compare_exchange_n(&fault->times, &times, times - 1, 0, __ATOMIC_ACQ_REL,
-                                        __ATOMIC_ACQUIRE))
+        if (__atomic_compare_exchange_n(left, &times, times - 1, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
             return 1;
     return times < 0;
 }
@@ -180,19 +174,19 @@ static int happens(struct fault *fault)
 static nvmlReturn_t suffer(struct fault *fault)
 {
     uint32_t slow_ms = READ(fault->slow_ms), hang;
+    int32_t error;
     if (slow_ms) {
         struct timespec pause = {slow_ms / 1000, (long)(slow_ms % 1000) * 1000000L};
         nanosleep(&pause, NULL);
     }
     while ((hang = READ(fault->hang)))
-        wait_while(&fault->hang, hang, UINT64_MAX);
-    if (READ(fault->crash) && happens(fault)) {
+        nap(&fault->hang, hang, UINT64_MAX);
+    if (happens(&fault->crashes)) {
         volatile int *volatile nowhere = NULL;
         *nowhere = 0; /* a real segmentation fault, as a broken driver library makes one */
     }
-    if (READ(fault->error) && happens(fault))
-        return (nvmlReturn_t)fault->error;
-    return SUCCESS;
+    error = READ(fault->error);
+    return error && happens(&fault->errors) ? (nvmlReturn_t)error : SUCCESS;
 }
 
 static nvmlReturn_t ready(void)
@@ -286,10 +280,18 @@ static double load_integral(const struct load *load, double at)
     return load->integral + load->mean * (at - load->since) + load->amplitude / turn * wave;
 }
 
+/* The load in force at `at`: this one, or the one before it. */
+static const struct load *load_of(const struct gpu *gpu, double at)
+{
+    uint active = READ(gpu->active_load) & 1;
+    const struct load *now = &gpu->loads[active], *before = &gpu->loads[!active];
+    return at < now->since && before->period > 0 ? before : now;
+}
+
 static double value_at(const struct gpu *gpu, enum metric metric, double at)
 {
     const struct reading *reading = &gpu->readings[metric];
-    const struct load *load = &gpu->loads[READ(gpu->active_load) & 1];
+    const struct load *load = load_of(gpu, at);
     double span = reading->high - reading->low;
     switch (metrics[metric].kind) {
     case COUNTER:
@@ -301,9 +303,12 @@ static double value_at(const struct gpu *gpu, enum metric metric, double at)
     }
 }
 
+/* Whether there is a value; one that is held is there even where the card has none of its own. */
 static nvmlReturn_t given(const struct gpu *gpu, enum metric metric)
 {
     nvmlReturn_t error = (nvmlReturn_t)READ(gpu->readings[metric].error);
+    if (READ(gpu->readings[metric].held))
+        return SUCCESS;
     if (!error && metrics[metric].hidden_by_mig && READ(gpu->mig_current))
         error = NOT_SUPPORTED;
     return error;
@@ -327,7 +332,6 @@ nvmlReturn_t measure(const struct gpu *gpu, enum metric metric, uint64_t at_us, 
 nvmlReturn_t measure_mean(const struct gpu *gpu, enum metric metric, uint64_t from_us, uint64_t to_us, double *value)
 {
     const struct reading *reading = &gpu->readings[metric];
-    const struct load *load = &gpu->loads[READ(gpu->active_load) & 1];
     double from = (double)from_us / 1e6, to = (double)to_us / 1e6, seconds = to - from;
     nvmlReturn_t error = given(gpu, metric);
     if (error)
@@ -339,7 +343,7 @@ nvmlReturn_t measure_mean(const struct gpu *gpu, enum metric metric, uint64_t fr
     else if (metrics[metric].kind == COUNTER)
         *value = (value_at(gpu, metric, to) - value_at(gpu, metric, from)) / seconds;
     else
-        *value = reading->low + (reading->high - reading->low) *
-                                    (load_integral(load, to) - load_integral(load, from)) / seconds;
+        *value = reading->low + (reading->high - reading->low) / seconds *
+                                    (load_integral(load_of(gpu, to), to) - load_integral(load_of(gpu, from), from));
     return SUCCESS;
 }

@@ -31,7 +31,7 @@ uint64_t now_us(void);
 nvmlReturn_t measure(const struct gpu *gpu, enum metric metric, uint64_t at_us, uint64_t *value);
 nvmlReturn_t measure_mean(const struct gpu *gpu, enum metric metric, uint64_t from_us, uint64_t to_us, double *value);
 
-/* Sleeps while *word == value, until a moment of CLOCK_MONOTONIC in ms (UINT64_MAX: for ever). */
-void wait_while(const uint32_t *word, uint32_t value, uint64_t deadline_ms);
+/* Sleeps until *word is no longer `value`, or a quarter of a second is over, or `longest_ms`. */
+void nap(const uint32_t *word, uint32_t value, uint64_t longest_ms);
 uint64_t monotonic_ms(void);
 #endif

@@ -6,11 +6,12 @@ growth a second), or absent (NVML_ERROR_NOT_SUPPORTED). Sources, relative to the
  L40S       captures/linux-x86_64__nvidia-l40s__595.80.txt, xml/k8stestinfra_qx-l40s.xml
  RTX 3080   xml/telegraf_rtx-3080-v12.xml (idle); load: its own limits and maximum clocks
  Quadro     xml/telegraf_quadro-p400.xml
- GB10       no recording at hand: the shape only (unified memory, no memory information)
+ GB200      xml/k8stestinfra_qx-gb200.xml (idle); load: its own limits and maximum clocks; NUMA node made up
+ GB10       no recording at hand: only the shape is meant (unified memory, so no memory information)
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 MIB = 1024 * 1024
 Value = float | tuple[float, float]
@@ -31,7 +32,7 @@ class MigInstance:
 
 @dataclass(frozen=True)
 class Profile:
-    """One kind of card. `functions` maps a function to the NVML error it always answers with."""
+    """One kind of card."""
 
     name: str
     pci_device_id: int
@@ -40,7 +41,6 @@ class Profile:
     has_serial: bool = False
     mig_capable: bool = False
     mig: tuple[MigInstance, ...] = ()
-    functions: Mapping[str, int] = field(default_factory=dict)
 
 
 def _data_centre(limit_mw: int, least_mw: int) -> dict[str, Value]:
@@ -81,7 +81,6 @@ def _data_centre(limit_mw: int, least_mw: int) -> dict[str, Value]:
         "minor_number": 0,
         "persistence_mode": 1,
         "event_types": 0x1F,  # ECC errors, performance state, Xid, clock
-        "numa_node": 0,
         "pcie_replays": 0,
     }
 
@@ -115,7 +114,6 @@ H100 = Profile(
         "max_video_clock": 1545,
         "pcie_tx_bytes": (352 * 1024, 3092 * 1024),
         "pcie_rx_bytes": (329 * 1024, 6346 * 1024),
-        "pcie_replays": 0,
         "nvlink_links": 18,
         "nvlink_speed_mbps": 26_562,
         # No traffic was recorded: a tenth of what 18 links of 26.562 GB/s carry, one way.
@@ -135,7 +133,6 @@ H100 = Profile(
         "compute_major": 9,
         "compute_minor": 0,
         "addressing_mode": 0,
-        "mig_instances_max": 7,
     },
 )
 
@@ -303,3 +300,59 @@ GB10 = Profile(
         "recovery_action": 0,
     },
 )
+
+GB200 = Profile(
+    name="NVIDIA GB200",
+    pci_device_id=0x294110DE,
+    pci_subsystem_id=0x204610DE,
+    has_serial=True,
+    mig_capable=True,
+    metrics=_data_centre(1_200_000, 200_000)
+    | {
+        "gpu_utilization": (0, 100),
+        "memory_utilization": (0, 20),
+        "temperature": (27, 70),
+        "memory_temperature": (27, 65),
+        "memory_total": 189471 * MIB,
+        "memory_reserved": 742 * MIB,
+        "memory_used": (0, 150_000 * MIB),
+        "power_mw": (165_930, 1_150_000),
+        "power_instant_mw": (165_930, 1_150_000),
+        "memory_power_mw": 30_260,
+        "module_power_mw": (467_170, 2_400_000),
+        "energy_mj": (165_930, 1_150_000),
+        "graphics_clock": (120, 2062),
+        "sm_clock": (120, 2062),
+        "memory_clock": 3996,
+        "video_clock": (600, 1890),
+        "max_graphics_clock": 2062,
+        "max_sm_clock": 2062,
+        "max_memory_clock": 3996,
+        "max_video_clock": 1890,
+        "pcie_tx_bytes": (0, 1_000_000),
+        "pcie_rx_bytes": (0, 1_000_000),
+        "nvlink_links": 18,
+        "nvlink_tx_bytes": (0, 50_000_000_000),
+        "nvlink_rx_bytes": (0, 50_000_000_000),
+        "gpm_supported": 1,
+        "graphics_active": (0, 100),
+        "sm_active": (0, 98),
+        "tensor_active": (0, 60),
+        "dram_active": (0, 20),
+        "architecture": 10,
+        "compute_major": 10,
+        "compute_minor": 0,
+        "addressing_mode": 2,  # ATS
+        "numa_node": 2,
+    },
+)
+
+PROFILES = {
+    "h100": H100,
+    "h100-mig": H100_MIG,
+    "l40s": L40S,
+    "geforce": GEFORCE,
+    "quadro": QUADRO,
+    "gb10": GB10,
+    "gb200": GB200,
+}
