@@ -38,10 +38,15 @@ def reading_times(start: int, interval: int, reading_seconds: float) -> list[flo
 
 
 def span_for(at: float, before: float | None, closes: bool) -> Span:
-    """How much to read at `at`, when the last reading was at `before`."""
-    if before is None or int(at // _WIDE_SECONDS) != int(before // _WIDE_SECONDS):
-        return Span.WIDE if closes or before is None else Span.FAST
-    return Span.FULL if closes else Span.FAST
+    """How much to read at `at`, when the last reading was at `before`.
+
+    Process lists come with the end of an interval, at most every 30 s; in long intervals each minute.
+    """
+    if before is None:
+        return Span.WIDE
+    if closes:
+        return Span.WIDE if at // _WIDE_SECONDS != before // _WIDE_SECONDS else Span.FULL
+    return Span.WIDE if at // 60 != before // 60 else Span.FAST
 
 
 @dataclass(frozen=True)

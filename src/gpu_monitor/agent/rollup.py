@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from gpu_monitor.core.buckets import Period
 from gpu_monitor.core.catalogue import HOST_METRICS, SAMPLED, Kind, Metric
+from gpu_monitor.core.times import format_time
 from gpu_monitor.storage.database import Row, Writer, insert_sql
 from gpu_monitor.storage.tables import MAX_GPUS, aggregate_columns, key_floor, unscaled
 
@@ -108,6 +109,11 @@ class Outline:
 
     period: Period
     gpus: int
+
+    @property
+    def label(self) -> str:
+        """The period for messages: its start in UTC and its length."""
+        return f"{format_time(self.period.start)} ({self.period.seconds // 3600} h)"
 
 
 Refresh = Callable[[sqlite3.Connection, int, Period, float], None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 
@@ -31,6 +32,7 @@ class Schedule:
         self._real = SystemClock()
         self._jobs: dict[str, Job] = {}
         self.failures = 0
+        self._lock = threading.Lock()
         self._scheduler = BackgroundScheduler(
             timezone=timezone.utc,
             executors={"default": ThreadPoolExecutor(2)},
@@ -52,7 +54,9 @@ class Schedule:
 
     def nudge(self, name: str) -> None:
         """Run a job as soon as may be."""
-        if name in self._jobs:
+        if name not in self._jobs:
+            return
+        with self._lock:
             self._scheduler.add_job(
                 self._run, "date", run_date=self._after(0.0), args=(name,), id=name, replace_existing=True
             )
@@ -69,12 +73,13 @@ class Schedule:
             self.failures += 1
             _LOG.error("%s failed: %s", name, error)
             wait = _RETRY_SECONDS
-        except Exception:  # a job must not take the agent down, whatever it is
+        except Exception:  # noqa: BLE001 - a job must not take the agent down, whatever it is
             self.failures += 1
             _LOG.exception("%s failed", name)
             wait = _RETRY_SECONDS
-        if self._scheduler.get_job(name) is None and self._scheduler.running:
-            self._scheduler.add_job(self._run, "date", run_date=self._after(wait), args=(name,), id=name)
+        with self._lock:  # a nudge that came meanwhile is sooner and stays
+            if self._scheduler.running and self._scheduler.get_job(name) is None:
+                self._scheduler.add_job(self._run, "date", run_date=self._after(wait), args=(name,), id=name)
 
     def stop(self) -> None:
         """Start no more jobs and wait for the one that runs."""

@@ -29,6 +29,14 @@ class Queue:
             dropped.append(self._waiting.popleft())
         return dropped
 
+    def newest_end(self) -> float | None:
+        """The end of the newest interval that waits, if it is complete; else its start. None: nothing waits."""
+        if not self._waiting:
+            return None
+        newest = self._waiting[-1]
+        end = newest.start + newest.interval
+        return float(end if newest.until >= end else newest.start)
+
     def drain(self, store: Store) -> None:
         """Store what waits, oldest first; StorageFull or another storage error leaves the rest waiting."""
         while self._waiting:

@@ -1,0 +1,217 @@
+"""The agent: puts beat, store, rollup, shipping and retention together and runs until it is told to stop."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from gpu_monitor import __version__
+from gpu_monitor.agent.beat import Beat, Hooks, Pace
+from gpu_monitor.agent.collect import Absence, Collection
+from gpu_monitor.agent.recovery import Machine, begin_run, end_run
+from gpu_monitor.agent.retain import Retention
+from gpu_monitor.agent.rollup import Rollup
+from gpu_monitor.agent.schedule import Schedule
+from gpu_monitor.agent.store import Store
+from gpu_monitor.agent.waiting import Queue
+from gpu_monitor.core.clock import Clock
+from gpu_monitor.core.errors import StorageError, StorageFull
+from gpu_monitor.core.model import Event, HostReading, Round, Span
+from gpu_monitor.core.ports import HostSource, ProcessLookup
+
+_LOG = logging.getLogger("agent")
+_GRACE_SECONDS = 90.0
+"""A period counts as closed this long after its end even where its last rows never came."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What an agent is made of; built by the command line, or by a test."""
+
+    store: Store
+    read: Callable[[float, Span], Round]
+    host: HostSource | None
+    processes: ProcessLookup | None
+    rollup: Rollup
+    retention: Retention
+    ship: Callable[[], float] | None
+    clock: Clock
+    machine: Machine
+    queue: Queue
+    ballast: Callable[[bool], None]
+    """Called with False to give the ballast file up, with True to lay it down again."""
+    kernel_events: Callable[[float], list[Event]] | None = None
+    watchdog: Callable[[], None] = lambda: None
+    ready: Callable[[], None] = lambda: None
+
+
+class Agent:
+    """One agent. `run` returns when `stop` is set and everything is stored."""
+
+    def __init__(self, parts: Parts, pace: Pace, describe: str, stop: threading.Event) -> None:
+        self._parts = parts
+        self._stop = stop
+        self._describe = describe
+        self._pace = pace
+        self._run = 0
+        self._stored_until = 0.0
+        self._trouble: str | None = None
+        self._announced = False
+        self._overflow: list[Absence] = []
+        self._until: float | None = None
+        self._schedule = Schedule(parts.clock)
+        hooks = Hooks(self._read, self._read_host, self._store, self._record, self._set_back)
+        self._beat = Beat(pace, hooks, parts.clock, stop)
+
+    def run(self, until: float | None = None) -> None:
+        """Collect until stopped, or until the clock says `until`."""
+        parts = self._parts
+        self._run = begin_run(
+            parts.store, parts.clock, parts.machine,
+            interval=self._pace.interval, pid=os.getpid(), version=__version__, describe=self._describe,
+        )  # fmt: skip
+        self._until = until
+        self._schedule.add("rollup", self._roll_up)
+        self._schedule.add("retention", self._retain, first=60.0)
+        if parts.ship is not None:
+            self._schedule.add("ship", parts.ship)
+        self._schedule.start()
+        try:
+            self._beat.run()
+        finally:
+            self._schedule.stop()
+        self._roll_up()
+        self._finish()
+
+    def _finish(self) -> None:
+        store = self._parts.store
+        try:
+            self._parts.queue.drain(store)
+            end_run(store, self._run, self._parts.clock.now(), "stopped")
+        except StorageError as error:
+            _LOG.critical(
+                "could not store the end of this run (%d intervals lost): %s", len(self._parts.queue), error
+            )
+
+    def change_pace(self, pace: Pace) -> None:
+        """Take another pace from the next interval on (the configuration was read again)."""
+        self._pace = pace
+        self._beat.change_pace(pace)
+        now = self._parts.clock.now()
+        with self._parts.store.writer.transaction() as connection:
+            # A run tells from when on which interval held; a change is recorded as a run that goes on.
+            connection.execute(
+                "UPDATE runs SET ended = ?, ended_how = 'reloaded' WHERE id = ?", (now, self._run)
+            )
+            cursor = connection.execute(
+                "INSERT INTO runs (started, pid, boot_id, version, interval_seconds, suspended) VALUES (?, ?, ?, ?, ?, ?)",
+                (
+                    now,
+                    os.getpid(),
+                    self._parts.machine.boot_id,
+                    __version__,
+                    pace.interval,
+                    self._parts.clock.suspended(),
+                ),
+            )
+            self._run = int(cursor.lastrowid or 0)
+
+    def nudge(self, job: str) -> None:
+        """Run a background job soon (used when the configuration was read again)."""
+        self._schedule.nudge(job)
+
+    def _read(self, at: float, span: Span) -> Round:
+        self._parts.watchdog()
+        found = self._parts.read(at, span)
+        lookup = self._parts.processes
+        if lookup is not None and span is Span.WIDE:
+            devices = tuple(
+                device
+                if not device.processes
+                else replace(device, processes=tuple(lookup.describe(one) for one in device.processes))
+                for device in found.devices
+            )
+            found = replace(found, devices=devices)
+        if self._parts.kernel_events is not None and span is not Span.FAST:
+            found = replace(found, events=(*found.events, *self._parts.kernel_events(at)))
+        for event in found.events:
+            _LOG.log(logging.WARNING if event.severity != "info" else logging.INFO, "%s", event.message)
+        return found
+
+    def _read_host(self) -> HostReading | None:
+        return self._parts.host.read() if self._parts.host is not None else None
+
+    def _store(self, collection: Collection) -> None:
+        """Store an interval; where the file cannot be written it waits in memory, and what overflows is named."""
+        parts = self._parts
+        for lost in parts.queue.push(collection):
+            _LOG.error("interval %d lost: the store cannot be written and the queue is full", lost.start)
+            gap = Absence(float(lost.start), float(lost.start + lost.interval), "store not writable")
+            self._overflow.append(gap)
+        try:
+            self._drain()
+        except StorageFull as error:
+            parts.ballast(False)
+            self._say_trouble(error)
+        except StorageError as error:
+            self._say_trouble(error)
+        if not self._announced:
+            self._announced = True
+            parts.ready()
+        closed = collection.start + collection.interval
+        before = parts.store.plan.period(closed - 1)
+        if closed >= before.end and collection.until >= closed:
+            self._schedule.nudge("rollup")
+        if self._until is not None and collection.until >= self._until:
+            self._stop.set()
+
+    def _drain(self) -> None:
+        parts = self._parts
+        newest = parts.queue.newest_end()
+        parts.queue.drain(parts.store)
+        if self._overflow:
+            parts.store.record(absences=self._overflow)
+            self._overflow.clear()
+        if newest is not None:
+            self._stored_until = newest
+        if self._trouble is not None:
+            _LOG.warning("the store can be written again; nothing that waited was lost")
+            self._trouble = None
+            parts.ballast(True)
+
+    def _say_trouble(self, error: StorageError) -> None:
+        if self._trouble is None:
+            _LOG.error("%s; %d interval(s) wait in memory", error, len(self._parts.queue))
+        self._trouble = str(error)
+
+    def _record(self, events: list[Event], absences: list[Absence]) -> None:
+        try:
+            self._parts.store.record(events, absences)
+        except StorageError as error:
+            self._say_trouble(error)
+            self._overflow.extend(absences)
+        self._schedule.nudge_all()
+
+    def _set_back(self, now: float) -> None:
+        self._parts.store.set_back(now)
+
+    def _roll_up(self) -> float:
+        """Roll up every closed period that is marked; come back soon while there is more."""
+        now = self._parts.clock.now()
+        closed = max(self._stored_until, now - _GRACE_SECONDS)
+        done = self._parts.rollup.run(closed, now)
+        for outline in done:
+            _LOG.info("rolled up %s: %d GPUs", outline.label, outline.gpus)
+        if done and self._parts.ship is not None:
+            self._schedule.nudge("ship")
+        return 0.0 if len(done) >= 24 else 300.0
+
+    def _retain(self) -> float:
+        """Prune what is past its age."""
+        removed = self._parts.retention.run(self._parts.clock.now())
+        if removed:
+            _LOG.info("retention removed %s", ", ".join(f"{count} {name}" for name, count in removed.items()))
+        return 3600.0
