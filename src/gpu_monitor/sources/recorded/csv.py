@@ -11,6 +11,7 @@ from gpu_monitor.sources.recorded.devices import RowSkipped
 from gpu_monitor.sources.recorded.layout import Clockwork, Layout
 from gpu_monitor.sources.recorded.lines import Line
 from gpu_monitor.sources.recorded.rows import Findings, ReadOptions, RecordedRow
+from gpu_monitor.sources.recorded.sniff import RECORD_AGAIN
 from gpu_monitor.sources.recorded.stamps import StampReader
 
 _DELIMITERS = ",;\t"
@@ -23,7 +24,10 @@ def split_cells(text: str, delimiter: str) -> list[str]:
     """The cells of a line, not stripped; quotes as in RFC 4180 where there are any."""
     if '"' not in text:
         return text.split(delimiter)
-    return next(csv.reader([text], delimiter=delimiter, skipinitialspace=True), [])
+    try:
+        return next(csv.reader([text], delimiter=delimiter, skipinitialspace=True), [])
+    except csv.Error:  # a stray carriage return, a cell beyond the limit: no row of a log
+        return text.split(delimiter)
 
 
 def delimiter_of(text: str) -> str:
@@ -43,6 +47,7 @@ class CsvReader:
         self._layout: Layout | None = None
         self._delimiter = ","
         self._preamble = 0
+        self._first_line = ""
 
     def rows(self, lines: Iterable[Line]) -> Iterator[RecordedRow]:
         """Every row that can be taken; what cannot is counted. LogUnreadable where the columns are not known."""
@@ -50,15 +55,12 @@ class CsvReader:
             text = text.strip("\ufeff\0 \t\r") if text[:1] in "\ufeff\0" else text
             if not text.strip():
                 continue
-            if self._layout is None:
-                self._begin(number, text)
-                if self._layout is None or not self._options.columns:
-                    continue
-            row = self._row(self._layout, number, text, is_ended)
+            layout = self._layout or self._begin(number, text)
+            row = self._row(layout, number, text, is_ended) if layout is not None else None
             if row is not None:
                 yield row
-        if self._layout is None:
-            raise LogUnreadable(f"{self._name}: no header and no rows were found", _hint_columns(self._name))
+        if not self.layouts:
+            raise self._no_header()
 
     def _row(self, layout: Layout, number: int, text: str, is_ended: bool) -> RecordedRow | None:
         cells = split_cells(text, self._delimiter)
@@ -74,16 +76,15 @@ class CsvReader:
                 self._findings.skip(str(error), number)
             return None
 
-    def _begin(self, number: int, text: str) -> None:
-        """Find the columns: given by the user, or in the first line that is a header."""
+    def _begin(self, number: int, text: str) -> Layout | None:
+        """The columns the user gave, which hold for this line too; None where a header had to be found."""
         self._delimiter = delimiter_of(text)
         if self._options.columns:
-            self._use(list(self._options.columns), number)
-            return
+            return self._use(list(self._options.columns), number)
         cells = split_cells(text, self._delimiter)
         if self._is_header(cells):
             self._use(cells, number)
-            return
+            return None
         if any(self._clockwork.stamps.candidates(cell.strip()) for cell in cells) and len(cells) > 1:
             raise LogUnreadable(
                 f"{self._name} has no header; its first row is:\n    {text.strip()[:200]}",
@@ -91,9 +92,17 @@ class CsvReader:
                 f"  --columns {_example(len(cells))}\n  ('-' for one to leave out)",
             )
         self._preamble += 1
+        self._first_line = self._first_line or text.strip()[:200]
         self._findings.skip(f"before the header: {text.strip()[:60]!r}", number)
         if self._preamble > _PREAMBLE_LINES:
-            raise LogUnreadable(f"{self._name}: no header in its first lines", _hint_columns(self._name))
+            raise self._no_header()
+        return None
+
+    def _no_header(self) -> LogUnreadable:
+        return LogUnreadable(
+            f"{self._name}: no header that is known was found; its first line is:\n    {self._first_line}",
+            f"{RECORD_AGAIN}\n  {_hint_columns(self._name)}",
+        )
 
     def _is_header(self, cells: list[str]) -> bool:
         columns = columns_of([cell.strip() for cell in cells])
@@ -103,7 +112,7 @@ class CsvReader:
             return False
         return not any(self._clockwork.stamps.candidates(cell.strip()) for cell in cells)
 
-    def _use(self, cells: list[str], number: int) -> None:
+    def _use(self, cells: list[str], number: int) -> Layout:
         headings = [cell.strip() for cell in cells]
         layout = Layout(columns_of(headings), self._clockwork)
         shown = ", ".join(headings)[:200]
@@ -118,14 +127,14 @@ class CsvReader:
             )
         if not layout.metrics:
             raise LogUnreadable(
-                f"{self._name}: none of its columns is a metric that is kept: {shown}",
-                _hint_columns(self._name),
+                f"{self._name}: none of its columns is a metric that is kept: {shown}", RECORD_AGAIN
             )
         unknown = [column.heading for column in layout.columns if not column.is_known]
         if unknown:
             self._findings.note(f"columns left out: {', '.join(unknown)}"[:400], number)
         self._layout = layout
         self.layouts.append(layout)
+        return layout
 
     def _is_repeated_header(self, number: int, cells: list[str]) -> bool:
         """Whether a line that is no row is a header; a different one holds from here on."""
@@ -156,4 +165,6 @@ def _example(count: int) -> str:
 
 
 def _hint_columns(name: str) -> str:
-    return f"Name the columns in order: gpu_monitor import {name} --columns timestamp,index,utilization.gpu,…"
+    return (
+        f"Or name its columns in order: gpu_monitor import {name} --columns timestamp,index,utilization.gpu,…"
+    )

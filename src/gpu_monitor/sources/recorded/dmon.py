@@ -16,6 +16,8 @@ from gpu_monitor.sources.recorded.stamps import StampReader
 _NO_UNITS = ("idx", "#", "yyyymmdd", "hh:mm:ss", "bool", "errs", "-", "")
 _HALF_A_DAY = 43_200
 _MASKED = "N/A"
+_IN_TIME = "-"
+"""Stands for the columns of date and time, which the first column is put together from."""
 
 
 def split_words(text: str) -> list[str]:
@@ -66,18 +68,16 @@ class DmonReader:
         self._units(lowered, number)
 
     def _units(self, units: list[str], number: int) -> None:
-        headings = [
-            name if unit in _NO_UNITS else f"{name} [{unit}]"
-            for name, unit in zip(self._names, units, strict=True)
-        ]
+        headings = [_heading(name, unit) for name, unit in zip(self._names, units, strict=True)]
         if self._layout is not None and headings == [c.heading for c in self._layout.columns[1:]]:
             return
         # The time goes first: it is put together from date and time, or from --start.
         columns = columns_of(["timestamp", *headings])
-        unknown = [column.heading for column in columns if not column.is_known]
+        unknown = [column.heading for column in columns if not column.is_known and column.heading != _IN_TIME]
         if unknown:
             self._findings.note(f"columns left out: {', '.join(unknown)}", number)
-        if "date" not in self._names and self._options.start is None:
+        is_dated = "date" in self._names and "time" in self._names
+        if not is_dated and self._options.start is None:
             what = "times of day but no date" if "time" in self._names else "no times"
             raise LogUnreadable(
                 f"{self._name} holds {what}: it was recorded without `nvidia-smi dmon -o DT`",
@@ -140,6 +140,12 @@ class _StartClock:
             self._day += timedelta(days=1)
         self._last = seconds
         return f"{self._day:%Y-%m-%d} {of_day}"
+
+
+def _heading(name: str, unit: str) -> str:
+    if name in ("date", "time"):
+        return _IN_TIME
+    return name if unit in _NO_UNITS else f"{name} [{unit}]"
 
 
 def _seconds(of_day: str) -> int:

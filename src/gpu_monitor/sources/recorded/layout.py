@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from gpu_monitor.core.catalogue import BY_NAME, Kind, Reason
+from gpu_monitor.core.catalogue import Reason
 from gpu_monitor.core.model import Status
 from gpu_monitor.sources.recorded.cells import Cell, Dimension, parse_cell
 from gpu_monitor.sources.recorded.columns import (
@@ -22,6 +22,8 @@ from gpu_monitor.sources.recorded.rows import Findings, RecordedDevice, Recorded
 from gpu_monitor.sources.recorded.stamps import StampReader, pick
 
 _CACHED = 20_000
+_VITAL = ("gpu_utilization", "memory_used", "temperature", "power_usage")
+"""A GPU that gives none of these and says it is lost is gone; what else its row shows is left over."""
 _NO_CELL = Cell(None, Reason.INVALID, True)
 
 
@@ -113,8 +115,8 @@ class Layout:
         is_lost = Reason.LOST in reasons.values()
         if is_lost:
             # Beside [GPU requires reset] the other cells say [N/A], though the card does have the metric.
-            reasons = {name: Reason.LOST for name in reasons}
-        status = Status.LOST if is_lost and not any(map(_is_sampled, values)) else Status.OK
+            reasons = dict.fromkeys(reasons, Reason.LOST)
+        status = Status.LOST if is_lost and not any(name in values for name in _VITAL) else Status.OK
         return RecordedRow(time, device, values, reasons, line, status)
 
     def _time_text(self, cells: Sequence[str]) -> str:
@@ -169,7 +171,7 @@ class Layout:
 
 def _time_columns(columns: Sequence[Column]) -> list[int]:
     """The column with the time, or the two with date and time of day, in that order."""
-    first = {}
+    first: dict[str, int] = {}
     for i, column in enumerate(columns):
         first.setdefault(column.place.name, i)
     if DATE in first:
@@ -223,10 +225,6 @@ def _together(slots: Sequence[Slot], cells: Sequence[Cell]) -> Cell:
             mask |= int(cell.value or 0)
         return Cell(mask, None, True)
     return known[0]
-
-
-def _is_sampled(name: str) -> bool:
-    return BY_NAME[name].kind is not Kind.STATE
 
 
 def _dashed(text: str) -> str:

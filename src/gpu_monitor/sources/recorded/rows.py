@@ -50,7 +50,7 @@ class RecordedRow:
     A metric that the log has a column for and no value is in `reasons` instead: `unsupported` for
     [N/A], [Not Supported] and deprecated cells, `denied` for missing permission, `lost` for a GPU
     that is lost or asks for a reset, `invalid` for [Unknown Error], empty or impossible cells.
-    `status` is LOST where the row holds nothing but what such a GPU still shows.
+    `status` is LOST where a GPU says so and gives no utilisation, memory, temperature or power.
     """
 
     time: float
