@@ -1,0 +1,142 @@
+"""The program's entry: parses the command line, loads only what the command needs, maps errors to exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from gpu_monitor import __version__
+from gpu_monitor.cli.options import Formatter, join_times
+from gpu_monitor.core.errors import EXIT_FAILED, GpuMonitorError
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "service": ("gpu_monitor.cli.service", "install, inspect or remove the OS service"),
+    "doctor": ("gpu_monitor.cli.doctor", "check everything an operator would check"),
+    "report": ("gpu_monitor.cli.report", "GPU-hours, idle hours, energy and money"),
+    "export": ("gpu_monitor.cli.export", "rows or hours as CSV or JSON"),
+    "import": ("gpu_monitor.cli.import_", "recorded nvidia-smi logs into the store"),
+    "resend": ("gpu_monitor.cli.resend", "send rejected or parked reports again"),
+    "completion": ("gpu_monitor.cli.completion", "print shell completion (bash, zsh, fish)"),
+}
+"""Command, the module that adds its parser and handles it, and a line of help. Loaded by name, one per call."""
+
+_EXAMPLES = """examples:
+  gpu_monitor                          run the agent in the foreground
+  gpu_monitor --once                   one reading of every GPU, printed, not stored
+  gpu_monitor -sc                      the last stored collection
+  gpu_monitor -sc -2h -f csv           the collection two hours ago, as CSV
+  gpu_monitor -sc 2024-03-20T14:00     the aggregates of that hour
+  gpu_monitor -sc yesterday..today --hourly --fields all
+  gpu_monitor -ls                      what was sent, tried and is still owed
+  gpu_monitor report --since -7d       GPU-hours, idle hours and energy of a week
+  gpu_monitor --simulate 8:h100        run on simulated GPUs
+
+exit codes: 0 done, 1 failed, 2 wrong usage, 3 nothing found, 78 bad configuration"""
+
+
+def build_parser(command: str | None = None) -> argparse.ArgumentParser:
+    """The parser of the whole program; only `command` (None: no command; `*`: all) gets its own options."""
+    parser = argparse.ArgumentParser(
+        prog="gpu_monitor", formatter_class=Formatter, allow_abbrev=False, epilog=_EXAMPLES,
+        description="The flight recorder and the ledger of a GPU fleet. Without a command it runs the agent.",
+    )  # fmt: skip
+    _add_agent_options(parser)
+    _add_asking_options(parser)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
+    for name, (module, text) in COMMANDS.items():
+        if command in (name, "*"):
+            importlib.import_module(module).add_parser(commands)
+        else:
+            commands.add_parser(name, help=text, add_help=False)
+    return parser
+
+
+def _add_agent_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("agent").add_argument
+    parser.add_argument("--version", action="version", version=f"gpu_monitor {__version__}")
+    add("-c", "--config", metavar="CONFIG", help="configuration file (JSON)")
+    add("-o", "--offline", action="store_true", help="collect and aggregate, send nothing")
+    add("-v", "--verbose", action="store_true", help="DEBUG on the console")
+    levels = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+    add("-l", "--log-level", choices=levels, help="least level on console and in the file")
+    add("--once", action="store_true", help="take one reading, print it, store nothing")
+    add("--dry-run", action="store_true", help="say what would be collected, stored and sent")
+    add(
+        "--simulate",
+        metavar="N[:MODEL]",
+        help="simulated GPUs, labelled as such (models: h100, l40s, rtx4090 ...)",
+    )
+    add("--seed", type=int, default=0, metavar="S", help="which simulated world (default 0)")
+    add(
+        "--fault",
+        action="append",
+        default=[],
+        metavar="SPEC",
+        help="a simulated fault, e.g. 'gpu=1 at=+10m for=5m kind=lost'",
+    )
+    add("--replay", metavar="FILE", help="a recorded log in place of GPUs")
+    add(
+        "--speed",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="simulated or replayed time runs X times as fast",
+    )
+    add("--start", metavar="TIME", help="when simulated time begins (default with --speed: -24h)")
+    add("--until", metavar="TIME", help="stop the agent at this time (or after a duration, e.g. +2h)")
+
+
+def _add_asking_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("asking (needs no GPU, no driver, no running agent)").add_argument
+    add("-ls", "--list-sends", action="store_true", help="all periods and how their delivery stands")
+    add("-ss", "--search-send", metavar="TIME", help="the delivery of the period that contains TIME")
+    add(
+        "-sc", "--show-collection", metavar="TIME", nargs="?", const="",
+        help="the last collection; a full hour: its aggregates; else the nearest; A..B a range",
+    )  # fmt: skip
+    add("-f", "--output-format", choices=("json", "csv"), default="json", help="format of -sc (default json)")
+    add("--fields", metavar="LIST", help="columns of -sc: all, or names with commas (default: the twelve)")
+    add("--raw", action="store_true", help="rows of each interval, also for a full hour")
+    add("--hourly", action="store_true", help="aggregates, also for a range or the newest")
+    add("--node", metavar="NAME", help="an imported node instead of this machine")
+    add("--naive", action="store_true", help="print local times without offset")
+    add("--json", action="store_true", help="-ls and -ss as JSON")
+
+
+def _named_command(argv: Sequence[str]) -> str | None:
+    return next((word for word in argv if word in COMMANDS), None)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program; returns its exit code."""
+    words = join_times(sys.argv[1:] if argv is None else argv)
+    args = build_parser(_named_command(words)).parse_args(words)
+    module = "gpu_monitor.cli.asking" if _is_question(args) else "gpu_monitor.cli.agent"
+    handler = getattr(args, "handler", None) or importlib.import_module(module).run
+    try:
+        return int(handler(args))
+    except GpuMonitorError as error:
+        print(f"gpu_monitor: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("gpu_monitor: interrupted", file=sys.stderr)
+        return EXIT_FAILED
+
+
+def _is_question(args: argparse.Namespace) -> bool:
+    return bool(args.list_sends or args.search_send is not None or args.show_collection is not None)
+
+
+def entry() -> None:
+    """The console script: like `main`, and quiet when the reader of a pipe goes away."""
+    try:
+        code = main()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader has what it wanted (head, less); the rest of stdout goes nowhere, as it should.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = EXIT_FAILED
+    sys.exit(code)

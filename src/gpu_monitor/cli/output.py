@@ -1,0 +1,77 @@
+"""How results are printed: JSON lists of groups, CSV for spreadsheets, plain tables. Results go to stdout."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TextIO
+
+from gpu_monitor.agent.ask import Group
+from gpu_monitor.core.times import format_time
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+def cell(value: Any) -> Any:
+    """One CSV cell: null is empty, lists are joined, a text that a spreadsheet would run gets a leading apostrophe."""
+    if value is None:
+        return ""
+    if isinstance(value, (list, tuple)):
+        flat = all(not isinstance(one, (dict, list)) for one in value)
+        return cell(";".join(str(one) for one in value) if flat else json.dumps(value, ensure_ascii=False))
+    if isinstance(value, dict):
+        return cell(json.dumps(value, ensure_ascii=False) if value else None)
+    if isinstance(value, str) and value.startswith(_FORMULA):
+        return "'" + value
+    return value
+
+
+def groups_json(groups: Iterable[Group], stream: TextIO, naive: bool = False) -> None:
+    """`[{"timestamp": …, "gpus": [ … ]}]`, one group a line."""
+    stream.write("[")
+    separator = "\n"
+    for group in groups:
+        record = {"timestamp": format_time(group.start, naive), "gpus": list(group.gpus)}
+        stream.write(separator + json.dumps(record, ensure_ascii=False))
+        separator = ",\n"
+    stream.write("\n]\n" if separator == ",\n" else "]\n")
+
+
+def groups_csv(groups: Iterable[Group], fields: Sequence[str], stream: TextIO, naive: bool = False) -> None:
+    """Header `timestamp,` and the fields, one row per GPU."""
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(["timestamp", *fields])
+    for group in groups:
+        stamp = format_time(group.start, naive)
+        writer.writerows([stamp, *(cell(gpu[name]) for name in fields)] for gpu in group.gpus)
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[Any]], stream: TextIO) -> None:
+    """Aligned columns: numbers to the right, text to the left, null as a dash."""
+    shown = [["-" if value is None else str(value) for value in row] for row in rows]
+    kinds = [all(_is_number(row[n]) for row in shown) for n in range(len(header))]
+    widths = [max(len(header[n]), *(len(row[n]) for row in shown), 0) for n in range(len(header))]
+    for line in [list(header), *shown]:
+        cells = [
+            text.rjust(w) if right else text.ljust(w)
+            for text, w, right in zip(line, widths, kinds, strict=True)
+        ]
+        stream.write("  ".join(cells).rstrip() + "\n")
+
+
+def _is_number(text: str) -> bool:
+    return text == "-" or text.replace(".", "", 1).replace("-", "", 1).replace("%", "", 1).isdigit()
+
+
+def records_csv(header: Sequence[str], rows: Iterable[Mapping[str, Any]], stream: TextIO) -> None:
+    """A list of records as CSV."""
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows([cell(row[name]) for name in header] for row in rows)
+
+
+def note(text: str) -> None:
+    """A message for people, on stderr."""
+    print(text, file=sys.stderr)
