@@ -17,6 +17,7 @@ from gpu_monitor.agent.rollup import Rollup
 from gpu_monitor.agent.schedule import Schedule
 from gpu_monitor.agent.store import Store
 from gpu_monitor.agent.waiting import Queue
+from gpu_monitor.agent.xids import XidWatch
 from gpu_monitor.core.clock import Clock
 from gpu_monitor.core.errors import StorageError, StorageFull
 from gpu_monitor.core.model import Event, HostReading, Round, Span
@@ -43,7 +44,7 @@ class Parts:
     queue: Queue
     ballast: Callable[[bool], None]
     """Called with False to give the ballast file up, with True to lay it down again."""
-    kernel_events: Callable[[float], list[Event]] | None = None
+    xids: XidWatch
     watchdog: Callable[[], None] = lambda: None
     ready: Callable[[], None] = lambda: None
 
@@ -135,8 +136,7 @@ class Agent:
                 for device in found.devices
             )
             found = replace(found, devices=devices)
-        if self._parts.kernel_events is not None and span is not Span.FAST:
-            found = replace(found, events=(*found.events, *self._parts.kernel_events(at)))
+        found = self._parts.xids.complete(found, span)
         for event in found.events:
             _LOG.log(logging.WARNING if event.severity != "info" else logging.INFO, "%s", event.message)
         return found
