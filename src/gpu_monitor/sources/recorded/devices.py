@@ -34,7 +34,7 @@ def parse_uuid(text: str) -> str | None:
         return text if text[:1].isalpha() and text[:4].upper() in ("GPU-", "MIG-") else f"GPU-{text}"
     if _NAMED_UID.match(text):
         return text
-    raise RowSkipped(f"no UUID: {text[:40]!r}")
+    raise RowSkipped("the UUID is none")
 
 
 def parse_index(text: str) -> int | None:
@@ -88,5 +88,5 @@ def _index_of(cells: Mapping[str, str]) -> int | None:
         return None
     index = parse_index(text)
     if index is None:
-        raise RowSkipped(f"no GPU index: {text[:40]!r}")
+        raise RowSkipped("the GPU index is no number")
     return index

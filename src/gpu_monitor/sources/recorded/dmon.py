@@ -16,6 +16,7 @@ from gpu_monitor.sources.recorded.stamps import StampReader
 _NO_UNITS = ("idx", "#", "yyyymmdd", "hh:mm:ss", "bool", "errs", "-", "")
 _HALF_A_DAY = 43_200
 _MASKED = "N/A"
+_OWN_NAMES = {"mem": "utilization.memory", "sm": "utilization.gpu", "temp": "temperature.gpu"}
 _IN_TIME = "-"
 """Stands for the columns of date and time, which the first column is put together from."""
 
@@ -145,6 +146,7 @@ class _StartClock:
 def _heading(name: str, unit: str) -> str:
     if name in ("date", "time"):
         return _IN_TIME
+    name = _OWN_NAMES.get(name, name)
     return name if unit in _NO_UNITS else f"{name} [{unit}]"
 
 

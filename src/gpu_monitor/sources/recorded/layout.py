@@ -67,7 +67,7 @@ class Clockwork:
         """The epoch that `text` means for the GPU `key`; RowSkipped where it is no time."""
         candidates = self.stamps.candidates(text)
         if not candidates:
-            raise RowSkipped("no time in it" if not text else f"no time: {text[:40]!r}")
+            raise RowSkipped("the time is missing or cannot be read")
         epoch = pick(candidates, self._of_gpu.get(key), self._of_log)
         self._of_gpu[key] = self._of_log = epoch
         return epoch
@@ -210,7 +210,7 @@ def _metric_slots(columns: Sequence[Column]) -> dict[str, list[Slot]]:
 
 
 def _together(slots: Sequence[Slot], cells: Sequence[Cell]) -> Cell:
-    """What several columns of one metric say: the sum of parts, all flags, or the first that knows."""
+    """What several columns of one metric say: the sum of parts, all flags, or the best that the card has."""
     known = [cell for cell in cells if cell.value is not None]
     place = slots[0].column.place
     if place.part:
@@ -224,7 +224,8 @@ def _together(slots: Sequence[Slot], cells: Sequence[Cell]) -> Cell:
         for cell in known:
             mask |= int(cell.value or 0)
         return Cell(mask, None, True)
-    return known[0]
+    # The next best column answers only for what the card does not have: two counters are never mixed.
+    return next(cell for cell in cells if cell.reason != Reason.UNSUPPORTED)
 
 
 def _dashed(text: str) -> str:

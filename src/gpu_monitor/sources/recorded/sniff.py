@@ -35,7 +35,9 @@ def sniff(name: str, head: bytes, text: str) -> Format:
     """
     _refuse_binary(name, head)
     first = text.lstrip("\ufeff\0 \t\r\n")
-    if sum(char in _CONTROLS for char in first[:4000]) > len(first[:4000]) // 20:
+    # A power cut leaves blocks of zero bytes in a log: they say nothing about its kind.
+    sample = first[:4000].replace("\0", "")
+    if sum(char in _CONTROLS for char in sample) > len(sample) // 20:
         raise LogUnreadable(f"{name} is no text", RECORD_AGAIN)
     if not first:
         raise LogUnreadable(f"{name} is empty")

@@ -125,7 +125,7 @@ def _check_columns(name: str, layouts: Sequence[Layout]) -> None:
         if slot.unreadable and not slot.seen:
             raise _mismatch(
                 name,
-                f"column {slot.column.heading!r} holds no {slot.column.place.dimension.value}: "
+                f"column {slot.column.heading!r} is not {slot.column.place.dimension.value}: "
                 f"none of its {slot.unreadable} cells can be one (first: {slot.example!r})",
             )
 
