@@ -42,15 +42,15 @@ def this_program() -> Program:
     return Program(argv, (Path(argv[0]), Path(sys.executable), Path(sys.base_prefix), package))
 
 
-def first_blocked(path: Path) -> Path | None:
-    """The first part of a path that users other than its owner and group may not enter or read.
+def first_blocked(path: Path, below: Path = Path("/")) -> Path | None:
+    """The first part of a path, below a folder, that others than its owner and group may not enter or read.
 
     Links are followed, and both what they stand in and what they lead to are looked at. None: all may.
     """
-    for way in (path.absolute(), path.resolve()):
+    for way in (path.resolve(), path.absolute()):
         for part in (*reversed(way.parents), way):
             mode = part.stat().st_mode
             needed = stat.S_IXOTH if stat.S_ISDIR(mode) and part != way else stat.S_IROTH
-            if not mode & needed:
+            if not mode & needed and part.is_relative_to(below):
                 return part
     return None
