@@ -264,4 +264,8 @@ class Reason:
     HUNG = "hung"
     ASLEEP = "asleep"
     INVALID = "invalid"
+    FAILED = "failed"
+    """The driver answered with an error."""
+    PENDING = "pending"
+    """A mean that needs a second reading."""
     MIG = "unsupported"
