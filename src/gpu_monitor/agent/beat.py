@@ -89,7 +89,8 @@ class Beat:
         self._begin()
         while not self._stop.is_set():
             at = self._times[0]
-            self._clock.wait(self._stop, self._clock.monotonic() + (at - self._clock.now()))
+            # On monotonic time, so that a clock put back by an hour does not hold the next reading for one.
+            self._clock.wait(self._stop, at - self._offset)
             if self._stop.is_set():
                 break
             if self._jumped() or self._stalled(at):
