@@ -23,11 +23,35 @@ class Verdict(Enum):
     """No answer at all: one report probes, the others burn no attempts."""
     UNCOMPRESSED = "uncompressed"
     """415 to a compressed body: again plain, at once."""
+    SPLIT = "split"
+    """The batch as a whole was not taken and says nothing about its reports: again in smaller ones, at once."""
+    INTERRUPTED = "interrupted"
+    """We stopped, or died, before an answer came: sent again, and not counted against the report."""
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """One report as it goes out: its id and the exact JSON bytes that the id names."""
+
+    report_id: str
+    body: bytes
+
+
+@dataclass(frozen=True)
+class Room:
+    """How much one `send` may carry now: a number of reports, and their bytes together."""
+
+    reports: int
+    bytes: int
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One attempt. `uid` is the server's; `proof` is digest, echo or unverified; `error` for people."""
+    """One attempt. `uid` is the server's; `proof` is digest, echo or unverified; `error` for people.
+
+    `after`: seconds to wait. `outcome`: stored, repeated or superseded, as the server says. `revision`:
+    the highest it holds for the period. `note`: something people should know of an acknowledged report.
+    """
 
     verdict: Verdict
     status: int | None = None
@@ -36,3 +60,5 @@ class Outcome:
     error: str | None = None
     after: float | None = None
     outcome: str | None = None
+    revision: int | None = None
+    note: str | None = None

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from gpu_monitor.core.model import DeviceReading, GpuProcess, HostReading, Round, Span
-from gpu_monitor.core.outcome import Outcome
+from gpu_monitor.core.outcome import Outcome, Parcel, Room
 
 
 class Source(Protocol):
@@ -48,14 +49,21 @@ class ProcessLookup(Protocol):
 
 
 class Sink(Protocol):
-    """Where one report goes."""
+    """Where reports go. One thread at a time; nothing is sent before the first call."""
 
-    def send(self, report_id: str, body: bytes) -> Outcome:
-        """Try once to deliver these exact bytes; never raises for what the other side does."""
+    def room(self) -> Room:
+        """How much one `send` may carry now; a plain server takes one report."""
+        ...
+
+    def send(self, parcels: Sequence[Parcel]) -> list[Outcome]:
+        """Try once to deliver these exact bytes; one outcome per parcel, in order.
+
+        Returns in bounded time and never raises for what the other side does.
+        """
         ...
 
     def close(self) -> None:
-        """Let go of connections."""
+        """Let go of connections; a later `send` opens new ones."""
         ...
 
 
