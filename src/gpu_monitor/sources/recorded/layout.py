@@ -110,7 +110,11 @@ class Layout:
         device = self._device(cells)
         if self._host is not None and len(self.hosts) < 3:
             self.hosts.add(cells[self._host].strip())
+        stamps = self._clockwork.stamps
+        jumped = stamps.imaginary
         time = self._clockwork.time(self._time_text(cells), device.key)
+        if stamps.imaginary != jumped:
+            findings.note("a time that the clocks of this zone jumped over (is --timezone right?)", line)
         values, reasons = self._values(cells, line, findings, last)
         is_lost = Reason.LOST in reasons.values()
         if is_lost:

@@ -17,6 +17,7 @@ SURVEYED_ROWS = 200_000
 _TOTALS = 2
 """Totals that the memory of one GPU may have in a log (a driver's change); more, and it is another column."""
 _CONFLICT_SHARE = 0.1
+_MANY = 64  # MIG splits the 8 GPUs of a machine into 56; more are no machine but a row number
 _TOGETHER_SECONDS = 0.15  # nvidia-smi reads the GPUs of one round 2 to 30 ms apart (recordings)
 _DEFAULT_STEP = 1.0
 
@@ -100,7 +101,12 @@ def survey(
     layouts = layouts_met()
     _check_columns(name, layouts)
     _check_identity(name, layouts, count)
+    if len(gpus) > _MANY and count < 2 * len(gpus):
+        raise _mismatch(
+            name, f"the column that names the GPU names another one in almost every row ({len(gpus)})"
+        )
     for key, gpu in gpus.items():
+        _check_forward(name, key, gpu)
         _check_memory(name, key, gpu)
         _check_alone(name, key, gpu)
     if not count and findings.skipped:
@@ -151,6 +157,15 @@ def _check_memory(name: str, key: str, gpu: _Gpu) -> None:
         raise _mismatch(name, f"memory used is above memory total in every row of GPU {key}")
     if len(gpu.totals) > _TOTALS:
         raise _mismatch(name, f"the column taken as memory total changes from row to row of GPU {key}")
+
+
+def _check_forward(name: str, key: str, gpu: _Gpu) -> None:
+    backwards = sum(step < 0 for step in gpu.steps)
+    if backwards * 2 > len(gpu.steps):
+        raise LogUnreadable(
+            f"{name}: the times of GPU {key} run backwards",
+            "Turn the file round: (head -1 FILE; tail -n +2 FILE | tac) | gpu_monitor import - --node NAME",
+        )
 
 
 def _check_alone(name: str, key: str, gpu: _Gpu) -> None:

@@ -1,0 +1,174 @@
+"""Rows of a recorded log as intervals: mean by time, min, max, last state. Pure.
+
+A reading stands from its time to the next reading of its GPU, where that comes within two of the
+log's own steps; before a longer hole, and at the end of the log, it stands for one step. Means are
+weighted by that. Min and max are of the readings whose time lies in the interval, so that a value
+which only reaches into it by a millisecond does not set its extremes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from gpu_monitor.core.buckets import slot_start
+from gpu_monitor.core.catalogue import BY_NAME, Kind
+from gpu_monitor.core.model import Status
+from gpu_monitor.sources.recorded.rows import RecordedRow, RecordedValue
+
+_SLIVER = 0.05
+"""Share of an interval that a reading must reach into it to make a row of it by itself."""
+_HOUR = 3600
+_TOLERANCE = 0.9
+"""A log that was to write every 60 s has a median step of up to a few per cent more or less."""
+REACH_STEPS = 2.0
+
+
+def interval_for(step: float, interval: int) -> int:
+    """Length of the intervals a log is kept in: the store's own, or for a coarser log the least part of an
+    hour that is about its step (an hour at most), so that each interval holds about one reading."""
+    if step * _TOLERANCE <= interval:
+        return interval
+    parts = [seconds for seconds in range(interval, _HOUR + 1) if _HOUR % seconds == 0]
+    return next((seconds for seconds in parts if seconds >= step * _TOLERANCE), max(interval, _HOUR))
+
+
+@dataclass(frozen=True)
+class BinnedInterval:
+    """One GPU over one interval of a log. `seconds` it covers of it; values by column, in catalogue units."""
+
+    start: int
+    seconds: float
+    values: dict[str, float]
+    states: dict[str, RecordedValue]
+    reasons: dict[str, str]
+
+
+@dataclass(frozen=True)
+class LostStretch:
+    """A GPU said to be lost from `start` to `end` (UTC epoch)."""
+
+    start: float
+    end: float
+
+
+@dataclass
+class _Gauge:
+    sum: float = 0.0
+    weight: float = 0.0
+    low: float | None = None
+    high: float | None = None
+    spill: float = 0.0
+
+    def add(self, value: float, weight: float, is_inside: bool) -> None:
+        self.sum += value * weight
+        self.weight += weight
+        self.spill = value
+        if is_inside:
+            self.low = value if self.low is None else min(self.low, value)
+            self.high = value if self.high is None else max(self.high, value)
+
+    def mean(self) -> float:
+        return self.sum / self.weight if self.weight > 0 else self.spill
+
+
+@dataclass
+class _Open:
+    """The interval being filled."""
+
+    start: int
+    seconds: float = 0.0
+    readings: int = 0
+    gauges: dict[str, _Gauge] = field(default_factory=dict)
+    flags: dict[str, int] = field(default_factory=dict)
+    states: dict[str, RecordedValue] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
+
+    def add(self, row: RecordedRow, weight: float, is_inside: bool) -> None:
+        self.seconds += weight
+        self.readings += is_inside
+        for name, value in row.values.items():
+            kind = BY_NAME[name].kind
+            if kind is Kind.STATE:
+                self.states[name] = value
+            elif isinstance(value, str):
+                continue
+            elif kind is Kind.FLAGS:
+                self.flags[name] = self.flags.get(name, 0) | int(value)
+            else:
+                self.gauges.setdefault(name, _Gauge()).add(value, weight, is_inside)
+        self.reasons.update(row.reasons)
+
+    def close(self) -> BinnedInterval:
+        values: dict[str, float] = {name: gauge.mean() for name, gauge in self.gauges.items()}
+        for name, gauge in self.gauges.items():
+            if BY_NAME[name].spread:
+                values[f"{name}_min"] = gauge.spill if gauge.low is None else gauge.low
+                values[f"{name}_max"] = gauge.spill if gauge.high is None else gauge.high
+        values.update(self.flags)
+        reasons = {name: reason for name, reason in self.reasons.items() if name not in values}
+        return BinnedInterval(self.start, self.seconds, values, self.states, reasons)
+
+
+class Binner:
+    """The rows of one GPU, in order of time, as intervals of `interval` seconds.
+
+    `step` is the log's own; `pace` may change it for another log that goes on.
+    """
+
+    def __init__(self, interval: int, step: float) -> None:
+        self.interval = interval
+        self.step = step
+        self._last: RecordedRow | None = None
+        self._open: _Open | None = None
+        self._lost_since: float | None = None
+        self.lost: list[LostStretch] = []
+
+    @property
+    def last_time(self) -> float | None:
+        """Time of the newest row, None before the first."""
+        return None if self._last is None else self._last.time
+
+    def add(self, row: RecordedRow) -> Iterator[BinnedInterval]:
+        """Take a row later than the one before; gives the intervals it completes."""
+        last, self._last = self._last, row
+        if last is not None:
+            apart = row.time - last.time
+            reach = apart if apart <= REACH_STEPS * self.step else self.step
+            yield from self._stand(last, last.time + reach)
+
+    def finish(self) -> Iterator[BinnedInterval]:
+        """End the log: the last row stands for one step; gives what is left."""
+        last, self._last = self._last, None
+        if last is not None:
+            yield from self._stand(last, last.time + self.step)
+        if self._lost_since is not None and last is not None:
+            self._found(last.time + self.step)
+        yield from self._turn(None)
+
+    def _stand(self, row: RecordedRow, until: float) -> Iterator[BinnedInterval]:
+        """Let `row` stand from its time to `until`."""
+        if row.status is Status.LOST:
+            self._lost_since = row.time if self._lost_since is None else self._lost_since
+            return
+        self._found(row.time)
+        start = slot_start(row.time, self.interval)
+        first = start
+        while start < until:
+            if self._open is None or self._open.start != start:
+                yield from self._turn(start)
+            weight = min(until, start + self.interval) - max(row.time, start)
+            if self._open is not None:
+                self._open.add(row, weight, is_inside=start == first)
+            start += self.interval
+
+    def _turn(self, start: int | None) -> Iterator[BinnedInterval]:
+        """Close the open interval and open the one from `start`."""
+        done, self._open = self._open, None if start is None else _Open(start)
+        if done is not None and (done.readings or done.seconds >= _SLIVER * self.interval):
+            yield done.close()
+
+    def _found(self, at: float) -> None:
+        if self._lost_since is not None:
+            self.lost.append(LostStretch(self._lost_since, at))
+            self._lost_since = None
