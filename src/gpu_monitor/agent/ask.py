@@ -83,6 +83,7 @@ class Samples:
         self._store = store
         self._node = node
         self._fields = tuple(fields)
+        self._interval = interval_of(store)
         self._gpus = {
             row[0]: row for row in store.rows("SELECT * FROM gpus WHERE node = ? ORDER BY id", (node,))
         }
@@ -115,9 +116,11 @@ class Samples:
         return self._edge("DESC", 1 << 62, "<")
 
     def nearest(self, moment: float) -> int | None:
-        """Start of the stored interval that begins nearest to `moment`."""
+        """Start of the stored interval that holds `moment`, else of the one that begins nearest to it."""
         below = self._edge("DESC", key_floor(int(moment) + 1), "<")
         above = self._edge("ASC", key_floor(int(moment) + 1), ">=")
+        if below is not None and moment < below + self._interval:
+            return below
         found = [start for start in (below, above) if start is not None]
         return min(found, key=lambda start: abs(start - moment)) if found else None
 
@@ -151,9 +154,9 @@ class Samples:
         if name == "reasons" and self._reasons is not None:
             return self._reasons.all_at(number, start + 3600)
         if name == "processes":
-            return processes_at(self._store, self._gpus[number][2], start, self._node)
+            return processes_at(self._store, self._gpus[number][2], start, start + self._interval, self._node)
         if self._states is not None:
-            return self._states.at(number, name, start + 60)
+            return shown(name, self._states.at(number, name, start + self._interval))
         return None
 
 
@@ -206,7 +209,7 @@ class Hours:
             elif name in _GPU_COLUMN:
                 record[name] = gpu[_GPU_COLUMN[name]]
             else:
-                record[name] = self._states.at(number, name, period + seconds)
+                record[name] = shown(name, self._states.at(number, name, period + seconds))
         return record
 
 
@@ -236,13 +239,13 @@ class _Changes:
         return {name: value for name, value in values.items() if value is not None}
 
 
-def processes_at(store: Asked, uid: str, start: int, node: int) -> list[dict[str, Any]]:
+def processes_at(store: Asked, uid: str, start: int, end: int, node: int) -> list[dict[str, Any]]:
     """Processes seen on a GPU in the interval from `start`."""
     names = ("pid", "user", "command", "memory", "container", "job", "experiment_id")
     rows = store.rows(
         f"SELECT {', '.join(names)} FROM processes WHERE node = ? AND uid = ? AND first_seen < ? AND last_seen >= ?"
         " ORDER BY pid",
-        (node, uid, start + 60, start),
+        (node, uid, end, start),
     )
     return [dict(zip(names, row, strict=True)) for row in rows]
 
@@ -251,7 +254,9 @@ def shown(name: str, value: Any) -> Any:
     """A stored value as it is printed: rounded, flags as names."""
     if value is None or not name:
         return value
-    metric = BY_NAME[name]
+    metric = BY_NAME.get(name)
+    if metric is None or isinstance(value, str):
+        return value
     if metric.kind is Kind.FLAGS:
         return throttle_names(int(value))
     return round_value(metric, value)

@@ -293,13 +293,13 @@ class Collector:
 
     def snapshot(self, start: int, interval: int) -> Collection:
         """The interval as far as it has come, without ending it (only gauges; counters have no past yet)."""
-        gpus = tuple(self._row(uid, *_peek(self._tracks[uid])) for uid in sorted(self._fresh))
+        gpus = tuple(self._row(uid, *_peek(self._tracks[uid])) for uid in self._ordered())
         host = _peek(self._host) if self._host.at is not None else None
         return Collection(start, interval, self._last or float(start), gpus, host)
 
     def close(self, start: int, interval: int) -> Collection:
         """End the interval and hand over what it gave."""
-        gpus = tuple(self._row(uid, *self._tracks[uid].finish()) for uid in sorted(self._fresh))
+        gpus = tuple(self._row(uid, *self._tracks[uid].finish()) for uid in self._ordered())
         host = self._host.finish() if self._host.at is not None else None
         result = Collection(
             start,
@@ -315,6 +315,15 @@ class Collector:
         self._events.clear()
         self._absences.clear()
         return result
+
+    def _ordered(self) -> list[str]:
+        """The devices that answered, in the order of their index."""
+
+        def place(uid: str) -> tuple[int, str]:
+            index = self._devices[uid].identity.index
+            return (1 << 30 if index is None else index, uid)
+
+        return sorted(self._fresh, key=place)
 
     def _row(self, uid: str, seconds: float, values: Mapping[str, float]) -> GpuRow:
         track = self._tracks[uid]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from pathlib import Path
 
 from gpu_monitor.agent.ask import Group
-from gpu_monitor.agent.ledger import list_sends, search_send
+from gpu_monitor.agent.sends import list_sends, search_send
 from gpu_monitor.cli.output import note
-from gpu_monitor.cli.reading import take_reading
 from gpu_monitor.cli.sends import print_detail, print_list
 from gpu_monitor.cli.show import show
 from gpu_monitor.config.load import Loaded, load, read_file, system_file
@@ -66,4 +66,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _fresh(loaded: Loaded, fields: tuple[str, ...]) -> Group | None:
-    return take_reading(loaded, fields)
+    """One reading now. The sources are loaded only here: reading commands must start fast and need no driver."""
+    found: Group | None = importlib.import_module("gpu_monitor.cli.fresh").take_reading(loaded, fields)
+    return found

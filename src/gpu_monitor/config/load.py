@@ -217,3 +217,9 @@ def _one_word(text: str, where: str) -> str:
 def environment(name: str) -> str | None:
     """A variable of the environment; None where it is unset or empty."""
     return os.environ.get(name) or None
+
+
+def service_environment() -> dict[str, str]:
+    """The variables by which a service manager says where it listens."""
+    names = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
+    return {name: os.environ[name] for name in names if name in os.environ}

@@ -1,0 +1,118 @@
+"""`gpu_monitor` without a command: builds the agent from settings and flags, and runs it."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+
+from gpu_monitor import __version__
+from gpu_monitor.agent.ask import parse_fields
+from gpu_monitor.agent.beat import Pace
+from gpu_monitor.agent.service import Agent
+from gpu_monitor.cli.assembly import Assembly, assemble
+from gpu_monitor.cli.dry_run import print_plan
+from gpu_monitor.cli.logs import set_up
+from gpu_monitor.cli.output import groups_csv, groups_json, note
+from gpu_monitor.cli.reading import read_group
+from gpu_monitor.cli.sources import choose_source
+from gpu_monitor.config.load import Loaded, load
+from gpu_monitor.core.errors import EXIT_DONE, EXIT_NOTHING, ConfigError, GpuMonitorError
+from gpu_monitor.core.times import parse_moment
+
+_LOG = logging.getLogger("agent")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the agent until it is stopped; or one reading (--once); or say what would be done (--dry-run)."""
+    loaded = load(args.config)
+    if args.once:
+        return _once(args, loaded)
+    if args.dry_run:
+        return print_plan(args, loaded, sys.stdout)
+    logging_settings = loaded.settings.logging
+    file = loaded.resolve(logging_settings.file) if logging_settings.file else None
+    set_up(logging_settings, file, args.log_level, args.verbose)
+    with assemble(args, loaded) as assembly:
+        until = parse_moment(args.until, assembly.parts.clock.now()).epoch if args.until else None
+        stop = assembly.stop
+        agent = Agent(assembly.parts, _pace(loaded), assembly.describe, stop)
+        with _signals(agent, assembly, args, loaded, stop):
+            _LOG.info("gpu_monitor %s, %s, store %s", __version__, assembly.describe, loaded.store)
+            agent.run(until)
+    _LOG.info("stopped; everything collected is stored")
+    return EXIT_DONE
+
+
+def _pace(loaded: Loaded) -> Pace:
+    collection = loaded.settings.collection
+    return Pace(collection.interval_seconds, collection.reading_seconds)
+
+
+def _once(args: argparse.Namespace, loaded: Loaded) -> int:
+    fields = parse_fields(args.fields)
+    chosen = choose_source(args, loaded)
+    if chosen.warning:
+        note(f"gpu_monitor: {chosen.warning}")
+    try:
+        group = read_group(chosen.source, fields)
+    finally:
+        chosen.source.close()
+    groups = [group] if group else []
+    if args.output_format == "csv":
+        groups_csv(groups, fields, sys.stdout, args.naive)
+    else:
+        groups_json(groups, sys.stdout, args.naive)
+    return EXIT_DONE if groups else EXIT_NOTHING
+
+
+@contextlib.contextmanager
+def _signals(
+    agent: Agent, assembly: Assembly, args: argparse.Namespace, loaded: Loaded, stop: threading.Event
+) -> Iterator[None]:
+    """SIGTERM and SIGINT stop, SIGHUP reads the configuration again; what was there before comes back after."""
+
+    def end(number: int, _frame: object) -> None:
+        _LOG.info("stopping (%s)", signal.Signals(number).name)
+        assembly.stopping()
+        stop.set()
+
+    def reload(_number: int, _frame: object) -> None:
+        _reload(agent, assembly, args, loaded)
+
+    handlers = {signal.SIGTERM: end, signal.SIGINT: end}
+    for name, handler in (("SIGHUP", reload), ("SIGBREAK", end)):
+        number = getattr(signal, name, None)
+        if number is not None:
+            handlers[number] = handler
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _reload(agent: Agent, assembly: Assembly, args: argparse.Namespace, loaded: Loaded) -> None:
+    """Take over what changed in the configuration file; a bad file leaves the old settings in force."""
+    assembly.reloading()
+    try:
+        fresh = load(args.config)
+        if fresh.store != loaded.store:
+            raise ConfigError(
+                "database.file cannot change while the agent runs", "Restart it to use another store."
+            )
+        file = fresh.resolve(fresh.settings.logging.file) if fresh.settings.logging.file else None
+        assembly.apply(fresh)
+        set_up(fresh.settings.logging, file, args.log_level, args.verbose)
+        agent.change_pace(_pace(fresh))
+        agent.nudge("ship")
+        _LOG.info("configuration read again from %s", fresh.path or "defaults")
+    except GpuMonitorError as error:
+        _LOG.error("the configuration was not taken over, the old one stays in force: %s", error)
+    finally:
+        assembly.ready()

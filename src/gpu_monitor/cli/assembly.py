@@ -1,0 +1,213 @@
+"""Puts the agent together: lock, store, identity, source, shipping; and takes it apart again."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from gpu_monitor.agent.ask import load_plan, plan_text
+from gpu_monitor.agent.identity import establish
+from gpu_monitor.agent.ledger import refresh
+from gpu_monitor.agent.recovery import Machine
+from gpu_monitor.agent.retain import Limits, Retention
+from gpu_monitor.agent.rollup import Rollup
+from gpu_monitor.agent.service import Parts
+from gpu_monitor.agent.ship import Shipper
+from gpu_monitor.agent.store import LOCAL_NODE, Store
+from gpu_monitor.agent.waiting import Queue
+from gpu_monitor.agent.xids import XidWatch
+from gpu_monitor.cli.clocks import choose_clock
+from gpu_monitor.cli.sources import Chosen, choose_source, is_played
+from gpu_monitor.config.load import Loaded, service_environment
+from gpu_monitor.config.model import Settings
+from gpu_monitor.core.buckets import PeriodPlan
+from gpu_monitor.core.clock import Clock
+from gpu_monitor.core.errors import ConfigError, StorageBusy
+from gpu_monitor.core.ports import HostSource, ProcessLookup
+from gpu_monitor.service.notify import Notifier
+from gpu_monitor.sources.host.kernel_log import KernelLog
+from gpu_monitor.sources.host.machine import boot_id, boot_time, machine_id
+from gpu_monitor.sources.host.processes import ProcessDirectory
+from gpu_monitor.sources.host.reading import PsutilHost
+from gpu_monitor.sources.runner import SourceRunner
+from gpu_monitor.storage.ballast import Ballast
+from gpu_monitor.storage.database import Writer
+from gpu_monitor.storage.locks import FileLock, agent_path, holder
+from gpu_monitor.storage.salvage import open_store
+
+_LOG = logging.getLogger("agent")
+_LOCK_PATIENCE = 2.0
+"""Seconds a start waits for the agent lock: a reader that looks whether it is held has it for a moment."""
+
+
+@dataclass
+class Assembly:
+    """A built agent. `apply` takes over new settings while it runs."""
+
+    parts: Parts
+    describe: str
+    stop: threading.Event
+    notifier: Notifier
+    apply: Callable[[Loaded], None]
+
+    def ready(self) -> None:
+        """Tell the service manager that the agent samples."""
+        self.notifier.ready()
+        self.notifier.status(self.describe)
+
+    def reloading(self) -> None:
+        """Tell the service manager that the configuration is being read."""
+        self.notifier.reloading()
+
+    def stopping(self) -> None:
+        """Tell the service manager that the agent stops."""
+        self.notifier.stopping()
+
+
+@contextlib.contextmanager
+def agent_lock(store: Path) -> Iterator[None]:
+    """Be the one agent of `store`; StorageBusy naming the other's pid where there is one already."""
+    lock = FileLock(agent_path(store))
+    try:
+        lock.acquire(_LOCK_PATIENCE)
+    except StorageBusy:
+        lock.close()
+        pid = holder(agent_path(store)) or "unknown"
+        raise StorageBusy(
+            f"an agent (pid {pid}) already runs on {store}",
+            f"Stop it (kill {pid}), or set another database.file.",
+        ) from None
+    try:
+        lock.write_text(f"{os.getpid()}\n")
+        yield
+    finally:
+        lock.close()
+
+
+@contextlib.contextmanager
+def assemble(args: argparse.Namespace, loaded: Loaded) -> Iterator[Assembly]:
+    """The agent that flags and settings ask for; everything is let go of at the end."""
+    path = loaded.store
+    if not path.parent.is_dir():
+        raise ConfigError(
+            f"the folder {path.parent} of database.file does not exist", f"Run: mkdir -p {path.parent}"
+        )
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(agent_lock(path))
+        writer = open_store(path)
+        stack.callback(writer.close)
+        played = is_played(args)
+        _refuse_mixture(writer, played, path)
+        data_end = writer.get_meta("data_end")
+        clock = choose_clock(args, played, path, None if data_end is None else float(data_end))
+        chosen = choose_source(args, loaded, clock.now())
+        stack.callback(chosen.source.close)
+        if chosen.warning:
+            _LOG.warning("%s", chosen.warning)
+        yield _build(args, loaded, writer, clock, chosen, stack)
+
+
+def _refuse_mixture(writer: Writer, played: bool, path: Path) -> None:
+    """Simulated and real rows never share a store."""
+    other = "NOT IN" if played else "IN"
+    found = writer.value(
+        f"SELECT source FROM gpus WHERE node = ? AND source {other} ('simulated', 'replay') LIMIT 1",
+        (LOCAL_NODE,),
+    )
+    if found is not None:
+        kind = "real" if played else f"{found}"
+        raise ConfigError(
+            f"the store {path} holds {kind} rows; simulated and real rows never share a store",
+            "Set another database.file in the configuration (see --config).",
+        )
+
+
+def _build(
+    args: argparse.Namespace,
+    loaded: Loaded,
+    writer: Writer,
+    clock: Clock,
+    chosen: Chosen,
+    stack: contextlib.ExitStack,
+) -> Assembly:
+    settings, stop, played = loaded.settings, threading.Event(), is_played(args)
+    name_node(writer, settings.node.name or socket.gethostname())
+    establish(writer, machine_id(), clock.now())
+    store = Store(writer, keep_plan(writer, settings.collection.aggregation_interval_hours, clock.now()))
+    retention = Retention(writer, _limits(settings))
+    ship = _shipper(args, loaded, writer, clock, stop, stack)
+    ballast = Ballast(loaded.store, settings.database.ballast_mb)
+    ballast.lay()
+    notifier = Notifier.from_environment(service_environment(), os.getpid())
+    xids = XidWatch(KernelLog() if settings.collection.kernel_log and not played else None)
+    stack.callback(xids.close)
+    host, lookup = (None, None) if played else _machine_readers(loaded)
+    parts = Parts(
+        store=store, read=SourceRunner(chosen.source).read, host=host, processes=lookup,
+        rollup=Rollup(writer, refresh, store.rolled_up), retention=retention,
+        ship=ship, clock=clock, machine=Machine(boot_id(), boot_time()),
+        queue=Queue(settings.database.queue_intervals),
+        ballast=lambda down: ballast.lay() if down else ballast.give_up(),
+        xids=xids, watchdog=notifier.watchdog, ready=notifier.ready,
+    )  # fmt: skip
+
+    def apply(fresh: Loaded) -> None:
+        retention.limits = _limits(fresh.settings)
+        store.plan = keep_plan(writer, fresh.settings.collection.aggregation_interval_hours, clock.now())
+
+    return Assembly(parts, chosen.describe, stop, notifier, apply)
+
+
+def _machine_readers(loaded: Loaded) -> tuple[HostSource | None, ProcessLookup | None]:
+    collection = loaded.settings.collection
+    host = PsutilHost(str(loaded.store.parent)) if collection.host else None
+    lookup = ProcessDirectory(mode=collection.processes) if collection.processes != "off" else None
+    return host, lookup
+
+
+def _limits(settings: Settings) -> Limits:
+    database = settings.database
+    return Limits(
+        database.raw_days, database.aggregate_days, database.max_mb, settings.server.url is not None
+    )
+
+
+def _shipper(
+    args: argparse.Namespace,
+    loaded: Loaded,
+    writer: Writer,
+    clock: Clock,
+    stop: threading.Event,
+    stack: contextlib.ExitStack,
+) -> Callable[[], float] | None:
+    if args.offline or loaded.settings.server.url is None:
+        return None
+    shipper = Shipper(writer, loaded, clock, stop)
+    stack.callback(shipper.close)
+    return shipper.run_once
+
+
+def name_node(writer: Writer, name: str) -> None:
+    """Keep the local node's name."""
+    with writer.transaction() as connection:
+        connection.execute(
+            "INSERT INTO nodes (id, name, kind) VALUES (?, ?, 'local') ON CONFLICT (id) DO UPDATE SET name = excluded.name"
+            " WHERE name <> excluded.name",
+            (LOCAL_NODE, name),
+        )
+
+
+def keep_plan(writer: Writer, hours: int, now: float) -> PeriodPlan:
+    """The periods that hold: a changed length takes effect at the next boundary common to both."""
+    kept = writer.get_meta("period_plan")
+    plan = load_plan(writer).change(hours, now) if kept else PeriodPlan(((0, hours),))
+    if plan_text(plan) != kept:
+        writer.set_meta("period_plan", plan_text(plan))
+    return plan

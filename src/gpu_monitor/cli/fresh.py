@@ -1,0 +1,17 @@
+"""A fresh reading of this machine's own GPUs, for `-sc` where nothing recent is stored."""
+
+from __future__ import annotations
+
+from gpu_monitor.agent.ask import Group
+from gpu_monitor.cli.reading import read_group
+from gpu_monitor.cli.sources import open_machine
+from gpu_monitor.config.load import Loaded
+
+
+def take_reading(loaded: Loaded, fields: tuple[str, ...]) -> Group | None:
+    """One round of the real GPUs, not stored; None where there are none."""
+    chosen = open_machine(loaded)
+    try:
+        return None if chosen.warning else read_group(chosen.source, fields)
+    finally:
+        chosen.source.close()

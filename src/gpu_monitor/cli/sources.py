@@ -1,0 +1,66 @@
+"""Chooses the source of GPU readings from flags and machine, and says what it chose."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gpu_monitor.config.load import Loaded
+from gpu_monitor.core.errors import SourceUnavailable, UsageError
+from gpu_monitor.core.ports import Source
+from gpu_monitor.sources.gpu.nvml import NvmlSettings, open_nvml
+from gpu_monitor.sources.gpu.replay import open_replay
+from gpu_monitor.sources.gpu.simulated import Fault, SimulatedSource
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A source, what it is in words, and a warning where it gives no GPU now."""
+
+    source: Source
+    describe: str
+    warning: str | None = None
+
+
+def is_played(args: argparse.Namespace) -> bool:
+    """Whether the readings are simulated or replayed."""
+    return args.simulate is not None or args.replay is not None
+
+
+def choose_source(args: argparse.Namespace, loaded: Loaded, start: float = 0.0) -> Chosen:
+    """The source; simulation and replay only where asked for. `start`: the agent's time now, for faults."""
+    if args.simulate is not None and args.replay is not None:
+        raise UsageError("--simulate and --replay exclude each other", "Give one of them.")
+    if args.fault and args.simulate is None:
+        raise UsageError("--fault needs --simulate", "Real GPUs have faults of their own.")
+    if args.simulate is not None:
+        return _simulated(args.simulate, args.seed, args.fault, start)
+    if args.replay is not None:
+        source = open_replay(Path(args.replay), start)
+        return Chosen(source, f"replay of {args.replay} (not this machine's GPUs)")
+    return open_machine(loaded)
+
+
+def _simulated(text: str, seed: int, faults: Sequence[str], start: float) -> Chosen:
+    number, _, model = text.partition(":")
+    if not number.isdigit() or not 1 <= int(number) <= 1024:
+        raise UsageError(
+            f"--simulate {text!r}: expected N or N:MODEL, N from 1 to 1024", "Try --simulate 8:h100."
+        )
+    parsed = [Fault.parse(fault, start) for fault in faults]
+    source = SimulatedSource(int(number), model or "h100", seed=seed, faults=parsed)
+    return Chosen(source, f"{number} SIMULATED GPUs ({model or 'h100'}, seed {seed})")
+
+
+def open_machine(loaded: Loaded) -> Chosen:
+    collection = loaded.settings.collection
+    source = open_nvml(NvmlSettings(deadline_seconds=collection.deadline_seconds))
+    try:
+        source.probe()
+    except SourceUnavailable as error:
+        hint = f" {error.hint}" if error.hint else ""
+        warning = f"{error.message}.{hint} Recording the host; GPUs are taken up as soon as they answer."
+        return Chosen(source, "no GPU now, host only", warning)
+    return Chosen(source, "NVIDIA GPUs through NVML")
