@@ -63,7 +63,7 @@ def _expressions(metrics: tuple[Metric, ...]) -> list[str]:
 
 def _decimal(metric: Metric, value: str) -> str:
     """`value` (in stored units) in the metric's unit, rounded to its decimals; whole numbers as integers."""
-    scaled = value if metric.scale == 1 else f"({value}) / {metric.scale!r}"
+    scaled = value if metric.scale == 1 else f"({value}) / {float(metric.scale)!r}"
     rounded = f"round({scaled}, {metric.decimals})"
     return f"CAST({rounded} AS INTEGER)" if metric.decimals == 0 else rounded
 

@@ -69,7 +69,7 @@ def unscaled(metric: Metric, column: str, table: str = "r") -> str:
         return raw
     if metric.scale < 1:
         return f"{raw} * {round(1 / metric.scale)}"
-    return f"{raw} / {metric.scale!r}"
+    return f"{raw} / {float(metric.scale)!r}"
 
 
 def view_columns(metrics: tuple[Metric, ...], table: str = "r") -> list[str]:
