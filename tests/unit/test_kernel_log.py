@@ -20,8 +20,7 @@ from gpu_monitor.sources.host.kernel_log import (
     parse_record,
     parse_xid,
 )
-
-RECORDING = Path(__file__).parents[3] / "shared" / "data" / "errors" / "gpud_dmesg_xid119.log"
+from tests.recordings import recording
 
 SHAPES = [
     (
@@ -98,9 +97,9 @@ def test_no_line_breaks_the_parser(line: str) -> None:
     parse_record(line.encode("utf-8", "surrogatepass"), 1.0, 1.0)
 
 
-@pytest.mark.skipif(not RECORDING.exists(), reason="the recordings are not beside this checkout")
 def test_the_recorded_hang_holds_five_xid_119() -> None:
-    found = [xid for line in RECORDING.read_text().splitlines() if (xid := parse_xid(line))]
+    log = recording("errors/gpud_dmesg_xid119.log").read_text()
+    found = [xid for line in log.splitlines() if (xid := parse_xid(line))]
     # Counted by eye in the file: lines at 16:24:18, :24, :30, 16:27:12 and 16:30:13.
     assert [(x.pci, x.xid, x.pid, x.process) for x in found] == [
         ("00000000:9B:00.0", 119, 2024380, "nvidia-smi"),
