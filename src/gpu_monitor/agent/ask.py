@@ -152,7 +152,7 @@ class Samples:
         if name == "seconds":
             return seconds
         if name == "reasons" and self._reasons is not None:
-            return self._reasons.all_at(number, start + 3600)
+            return self._reasons.all_at(number, start + self._interval)
         if name == "processes":
             return processes_at(self._store, self._gpus[number][2], start, start + self._interval, self._node)
         if self._states is not None:
