@@ -37,6 +37,20 @@ def test_only_the_clock_knows_the_time() -> None:
     assert wrong == []
 
 
+def test_only_the_configuration_reads_the_environment() -> None:
+    """Handing all of it on to a child (`{**os.environ}`) is no reading."""
+    wrong = [
+        f"{module.place(node)} reads {ast.unparse(node)}"
+        for module in modules()
+        if module.name != "gpu_monitor.config.load"
+        for node in ast.walk(module.tree)
+        if (isinstance(node, ast.Attribute) and ast.unparse(node.value) in {"os.environ", "environ"})
+        or (isinstance(node, ast.Subscript) and ast.unparse(node.value) in {"os.environ", "environ"})
+        or (isinstance(node, ast.Call) and ast.unparse(node.func) in {"os.getenv", "getenv"})
+    ]
+    assert wrong == []
+
+
 def is_broad(node: ast.expr | None) -> bool:
     names = node.elts if isinstance(node, ast.Tuple) else [node]
     return any(name is None or ast.unparse(name) in {"Exception", "BaseException"} for name in names)
