@@ -25,12 +25,12 @@ REACH_STEPS = 2.0
 
 
 def interval_for(step: float, interval: int) -> int:
-    """Length of the intervals a log is kept in: the store's own, or for a coarser log the least part of an
-    hour that is about its step (an hour at most), so that each interval holds about one reading."""
+    """Length of the intervals a log is kept in: the store's own, or for a coarser log the part of an hour
+    that is nearest to its step (an hour at most), so that each interval holds about one reading."""
     if step * _TOLERANCE <= interval:
         return interval
     parts = [seconds for seconds in range(interval, _HOUR + 1) if _HOUR % seconds == 0]
-    return next((seconds for seconds in parts if seconds >= step * _TOLERANCE), max(interval, _HOUR))
+    return min(parts, key=lambda seconds: abs(seconds - step), default=interval)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,18 @@ import re
 from collections.abc import Sequence
 
 _TIME_OPTIONS = frozenset(
-    ("-sc", "--show-collection", "-ss", "--search-send", "--since", "--until", "--start", "--from", "--to")
+    (
+        "-sc",
+        "--show-collection",
+        "-ss",
+        "--search-send",
+        "--since",
+        "--until",
+        "--start",
+        "--from",
+        "--to",
+        "--timezone",
+    )
 )
 _RELATIVE = re.compile(r"^-\s*\d")
 
