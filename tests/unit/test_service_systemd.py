@@ -18,6 +18,7 @@ from gpu_monitor.service.configuration import choose_configuration
 from gpu_monitor.service.program import Program, first_blocked
 from gpu_monitor.service.steps import WriteFile, carry_out
 from gpu_monitor.service.systemd import Host, SystemdPlaces, SystemdService
+from gpu_monitor.service.unit import shipped_unit
 from tests.fakes.commands import FakeCommands
 
 HOST = Host(is_root=True, user_name="ann", has_systemd=True, first_process="systemd")
@@ -82,6 +83,20 @@ def test_installing_again_keeps_the_configuration_and_makes_the_unit_anew(tmp_pa
     assert unit.read_text() == fresh
     assert f"replaced {unit}" in said
     assert not any("reports to nobody" in line for line in said)
+
+
+def test_a_copied_unit_is_stopped_before_its_user_is_made(tmp_path: Path) -> None:
+    """systemd-sysusers makes no account of a name that a running dynamic user has (seen with systemd 252)."""
+    commands = FakeCommands()
+    service = make(tmp_path, commands)
+    service.places.unit.parent.mkdir(parents=True)
+    service.places.unit.write_text(shipped_unit())
+    install(service)
+    assert commands.ran[0] == "systemctl stop gpu-monitor.service"
+    assert commands.ran[1].startswith("systemd-sysusers ")
+    commands.ran.clear()
+    install(service)
+    assert commands.ran[0].startswith("systemd-sysusers ")
 
 
 def test_a_configuration_of_ones_own_is_named_and_its_folders_made_writable(tmp_path: Path) -> None:

@@ -150,6 +150,9 @@ class SystemdService:
         steps: list[Step] = []
         is_named = not self.is_user and self.commands.find("systemd-sysusers") is not None
         if is_named:
+            if self._has_dynamic_user():
+                # While it runs, systemd answers for that name, and no lasting account would be made.
+                steps.append(Run(self._systemctl("stop", UNIT)))
             account = f'u {ACCOUNT} - "gpu_monitor agent" {folders.state} -\n'
             steps.append(WriteFile(self.places.account, account))
             steps.append(Run(("systemd-sysusers", str(self.places.account))))
@@ -165,6 +168,11 @@ class SystemdService:
         argv = (*self.program.argv, *named)
         text = user_unit(argv, folders.state) if self.is_user else system_unit(argv, is_named, outside)
         return [*steps, WriteFile(self.places.unit, text)]
+
+    def _has_dynamic_user(self) -> bool:
+        """Whether the unit that is there now (the shipped one, copied) has a dynamic user."""
+        unit = self.places.unit
+        return unit.is_file() and "\nDynamicUser=yes\n" in unit.read_text(encoding="utf-8")
 
     def _start(self) -> list[Step]:
         hint = f"Look at: {self._journal()} -n 30 --no-pager"
