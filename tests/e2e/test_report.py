@@ -1,0 +1,112 @@
+"""`gpu_monitor report` as people run it, on stores made by hand."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from gpu_monitor.core.model import GpuProcess
+from tests.e2e.program import ask, configure
+from tests.made_stores import CARD, GIB, HOUR, OTHER, PRETENDED, MadeStore
+
+BUSY = {"gpu_utilization": 80.0, "memory_used": 10.0 * GIB, "power_usage": 300.0, "energy": 18000.0}
+HELD = {"gpu_utilization": 2.0, "memory_used": 1.0 * GIB, "power_usage": 72.0}
+SPAN = ("--since", "2024-03-20T14:00:00+00:00", "--until", "2024-03-20T16:00:00+00:00")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """An hour of two cards, the first busy and counted, the second held and without a counter."""
+    made = MadeStore(tmp_path / "gpu_metrics.db")
+    long_name = "a-person-with-a-rather-long-name@department.example.org"
+    made.minutes(HOUR, 60, {CARD: BUSY, OTHER: HELD}, {CARD.uid: (GpuProcess(1, user=long_name),)})
+    made.roll_up(HOUR + 3600).close()
+    return tmp_path
+
+
+def test_a_table_that_fits_a_terminal(folder: Path) -> None:
+    done = ask(folder, "report", *SPAN, "--price", "0.5")
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert lines[0] == "Usage by gpu, 2024-03-20T14:00:00+00:00 to 2024-03-20T16:00:00+00:00"
+    assert lines[1].split() == ["GPU", "GPU-h", "cover", "util", "idle", "h", "held", "h", "kWh", "EUR"]
+    # 60 * 18 kJ = 0.3 kWh at 0.5; 72 W over an hour = 0.072 kWh, 0.036
+    assert lines[2].split()[1:] == ["1.00", "50.0%", "80.0%", "0.00", "0.00", "0.30", "0.15"]
+    assert lines[3].split()[1:] == ["1.00", "50.0%", "2.0%", "1.00", "1.00", "~0.07", "0.04"]
+    assert lines[4].split() == ["total", "2.00", "50.0%", "41.0%", "1.00", "1.00", "~0.37", "0.19"]
+    assert lines[5] == "~ estimated from power where no counter was read: 0.07 kWh"
+    assert lines[2].startswith("GPU-aaaaaaaa")
+    for by in ("gpu", "node", "user", "day"):
+        text = ask(folder, "report", *SPAN, "--price", "99999", "--by", by).stdout
+        assert max(len(line) for line in text.splitlines()) <= 80, by
+
+
+def test_json_and_csv_hold_the_same(folder: Path) -> None:
+    found = json.loads(ask(folder, "report", *SPAN, "-f", "json").stdout)
+    assert (found["since"], found["until"]) == (SPAN[1], SPAN[3])
+    assert (found["by"], found["price_per_kwh"], found["currency"]) == ("gpu", None, None)
+    rows = list(csv.DictReader(io.StringIO(ask(folder, "report", *SPAN, "-f", "csv").stdout)))
+    assert [row["uid"] for row in rows] == [CARD.uid, OTHER.uid]
+    for line, row in zip(found["lines"], rows, strict=True):
+        assert {name: row[name] for name in line} == {
+            name: "" if value is None else str(value) for name, value in line.items()
+        }
+    second = found["lines"][1]
+    assert (second["energy_kwh"], second["energy_estimated_kwh"], second["money"]) == (None, 0.072, None)
+    assert (second["gpu_hours"], second["coverage"], second["held_idle_hours"]) == (1.0, 0.5, 1.0)
+    assert found["totals"][0]["energy_estimated_kwh"] == 0.072
+
+
+def test_the_price_of_the_configuration(folder: Path) -> None:
+    configure(folder, report={"price_per_kwh": 2, "currency": "CHF"})
+    found = json.loads(ask(folder, "report", *SPAN, "-f", "json").stdout)
+    assert (found["lines"][0]["money"], found["currency"]) == (0.6, "CHF")
+    assert (
+        json.loads(ask(folder, "report", *SPAN, "-f", "json", "--price", "0").stdout)["lines"][0]["money"]
+        == 0
+    )
+    assert "CHF" in ask(folder, "report", *SPAN).stdout
+
+
+def test_nothing_in_the_span(folder: Path) -> None:
+    span = ("--since", "2024-01-01", "--until", "2024-01-02")
+    done = ask(folder, "report", *span, "-f", "json")
+    assert (done.returncode, json.loads(done.stdout)["lines"]) == (3, [])
+    assert done.stderr.startswith("nothing was recorded from 2024-01-01T")
+    header = ask(folder, "report", *span, "-f", "csv").stdout
+    assert header.startswith("since,until,uid,index,name,source,origin,gpu_hours,coverage,")
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (("--price", "-1"), 2, "--price -1 is no price"),
+        (("--since", "2024-03-20", "--until", "2024-03-19"), 2, "holds no past time"),
+        (("--since", "soon"), 2, "cannot read the time 'soon'"),
+        (("--node", "elsewhere"), 2, "knows no node 'elsewhere'"),
+        (("--by", "week"), 2, "invalid choice: 'week'"),
+    ],
+)
+def test_what_cannot_be_asked(folder: Path, words: tuple[str, ...], code: int, says: str) -> None:
+    done = ask(folder, "report", *words)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert says in done.stderr
+
+
+def test_without_a_store(tmp_path: Path) -> None:
+    done = ask(tmp_path, "report")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "there is no store at" in done.stderr
+    assert "Start the agent once" in done.stderr
+
+
+def test_simulated_gpus_say_so(tmp_path: Path) -> None:
+    MadeStore(tmp_path / "gpu_metrics.db").minutes(HOUR, 60, {PRETENDED: BUSY}).close()
+    text = ask(tmp_path, "report", *SPAN).stdout
+    assert text.splitlines()[1] == "SIMULATED GPUs: no real hardware did any of this."
+    found = json.loads(ask(tmp_path, "report", *SPAN, "-f", "json").stdout)
+    assert [line["origin"] for line in (*found["lines"], *found["totals"])] == ["simulated", "simulated"]
