@@ -29,6 +29,7 @@ HOMES = {
     "pynvml": ["gpu_monitor.sources.gpu.nvml"],
     "requests": ["gpu_monitor.sinks"],
     "tenacity": ["gpu_monitor.sinks", "gpu_monitor.agent.ship"],
+    "urllib3": ["gpu_monitor.sinks"],
 }
 
 

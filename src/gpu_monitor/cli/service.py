@@ -49,7 +49,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.set_defaults(handler=run)
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     install = actions.add_parser("install", help="write the service and start it, now and at every boot")
-    install.add_argument("-c", "--config", metavar="FILE", help="run it with this configuration file")
+    # The program itself has these two as well: where they are given before the command, they hold here.
+    install.add_argument(
+        "-c",
+        "--config",
+        metavar="FILE",
+        default=argparse.SUPPRESS,
+        help="run it with this configuration file",
+    )
     status = actions.add_parser(
         "status", help="say whether it is installed and runs (exit code 3: not installed)"
     )
@@ -62,7 +69,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         )
     for action in (install, uninstall):
         action.add_argument(
-            "--dry-run", action="store_true", help="show every file and command, change nothing"
+            "--dry-run",
+            action="store_true",
+            default=argparse.SUPPRESS,
+            help="show every file and command, change nothing",
         )
 
 
@@ -71,9 +81,10 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.action == "status":
         return _status(arguments.user)
     service, folders = _service(arguments.user)
+    is_dry = getattr(arguments, "dry_run", False)
     if arguments.action == "install":
-        return _install(service, folders, arguments.config, arguments.dry_run)
-    return _uninstall(service, folders, arguments)
+        return _install(service, folders, getattr(arguments, "config", None), is_dry)
+    return _uninstall(service, folders, arguments, is_dry)
 
 
 def _install(service: Service, folders: Folders, config: str | None, is_dry: bool) -> int:
@@ -103,9 +114,9 @@ def _status(is_user: bool) -> int:
     return EXIT_DONE if status.is_running else EXIT_FAILED
 
 
-def _uninstall(service: Service, folders: Folders, arguments: argparse.Namespace) -> int:
+def _uninstall(service: Service, folders: Folders, arguments: argparse.Namespace, is_dry: bool) -> int:
     steps = service.uninstall(arguments.purge)
-    if arguments.dry_run:
+    if is_dry:
         describe(steps, print)
         return EXIT_DONE
     status = service.status()
