@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from hashlib import blake2b
 
-from gpu_monitor.core.catalogue import IDENTITY, METRICS, Reason, Tier
+from gpu_monitor.core.catalogue import BY_NAME, IDENTITY, METRICS, Reason, Tier
 from gpu_monitor.core.model import DeviceReading, GpuProcess, Identity, Round, Span, Status
 from gpu_monitor.sources.gpu.simulated_days import DAY, draw
 from gpu_monitor.sources.gpu.simulated_faults import (
@@ -31,8 +31,8 @@ __all__ = ["Fault", "FaultKind", "SimulatedSource", "parse_simulate"]
 SOURCE = "simulated"
 DRIVER = "580.105.08"
 _IDENTITY_NAMES = frozenset(metric.name for metric in IDENTITY)
-_FAST_NAMES = frozenset(m.name for m in METRICS if m.tier is Tier.FAST and m.name not in _IDENTITY_NAMES)
-_ALL_NAMES = frozenset(m.name for m in METRICS if m.name not in _IDENTITY_NAMES)
+_ALL_NAMES = tuple(m.name for m in METRICS if m.name not in _IDENTITY_NAMES)
+_FAST_NAMES = tuple(name for name in _ALL_NAMES if BY_NAME[name].tier is Tier.FAST)
 _UNIFIED_LACKS = frozenset(("memory_used", "memory_free", "memory_reserved", "memory_utilization"))
 _MIG_LACKS = frozenset(
     ("gpu_utilization", "memory_utilization", "encoder_utilization", "decoder_utilization")
@@ -102,7 +102,7 @@ class _Gpu:
         self.identity = _identity(model, seed, number)
         self._instances = tuple(_instance_identity(self.identity, i, seed, number) for i in model.instances)
         missing = _missing(model)
-        fast = dict.fromkeys(missing & _FAST_NAMES, Reason.UNSUPPORTED)
+        fast = dict.fromkeys((name for name in missing if name in _FAST_NAMES), Reason.UNSUPPORTED)
         full = dict.fromkeys(missing, Reason.UNSUPPORTED)
         self._reasons = {Span.FAST: fast, Span.FULL: full, Span.WIDE: full}
         usable = (model.work_memory_mib - model.reserved_mib - model.desktop_mib) * MIB
@@ -261,7 +261,7 @@ class _Gpu:
                     part[name] = values[name]
                 part["driver_version"] = DRIVER
             names = _FAST_NAMES if span is Span.FAST else _ALL_NAMES
-            reasons = dict.fromkeys(names - part.keys(), Reason.UNSUPPORTED)
+            reasons = dict.fromkeys((name for name in names if name not in part), Reason.UNSUPPORTED)
             processes = self._processes(moment, used) if span is Span.WIDE else None
             readings.append(DeviceReading(identity, Status.OK, part, reasons, processes))
         values["memory_used"] = total
@@ -349,8 +349,8 @@ def _states(model: GpuModel, seed: object, number: int) -> dict[str, _Plain]:
     return states
 
 
-def _missing(model: GpuModel) -> frozenset[str]:
-    """The metrics that a card of this model does not give."""
+def _missing(model: GpuModel) -> tuple[str, ...]:
+    """The metrics that a card of this model does not give, in catalogue order."""
     missing: set[str] = set()
     if model.is_unified:
         missing |= _UNIFIED_LACKS
@@ -372,4 +372,4 @@ def _missing(model: GpuModel) -> frozenset[str]:
     ):
         if not has:
             missing.update(names)
-    return frozenset(missing)
+    return tuple(name for name in _ALL_NAMES if name in missing)

@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from hashlib import blake2b
 
 DAY = 86400
-# Jobs begin and end on this grid, seconds.
+# Jobs begin and end on this grid, seconds; so do stages on theirs, which is the agent's usual time
+# between readings, so that the mean of such readings loses and gains nothing at a stage's ends.
 GRID = 30.0
+_STAGE_GRID = 10.0
 _HOUR = 3600.0
 
 
@@ -24,7 +26,7 @@ def draw(*key: object) -> float:
     return int.from_bytes(digest, "big") / 2**64
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Job:
     """One process of one user. `memory`: share of the device's memory once it has warmed up.
 
@@ -39,7 +41,7 @@ class Job:
     is_lasting: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Stage:
     """A stretch of a day, [start, end) in seconds of the day, in which the work is of one kind.
 
@@ -64,7 +66,7 @@ class Stage:
     tensor: float = 0.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Day:
     """The stages of one day, without gaps from 0 to 86400, and its jobs."""
 
@@ -140,6 +142,7 @@ class _Planner:
         return len(self._jobs) - 1
 
     def _stage(self, end: float, **what: float | int | None) -> None:
+        end = round(end / _STAGE_GRID) * _STAGE_GRID
         if end > self._at:
             self._stages.append(Stage(self._at, end, **what))  # type: ignore[arg-type]
             self._at = end

@@ -187,6 +187,7 @@ class GpuFaults:
         resets = [fault.at for fault in self.all if fault.kind is FaultKind.COUNTER_RESET]
         resets += [fault.until for fault in self.all if fault.kind is FaultKind.LOST]
         self._resets = sorted(resets)
+        self._kept: dict[float, Counters] = {}
 
     def silence(self, now: float) -> Fault | None:
         """The fault that keeps the GPU from answering at `now`; lost goes before hung before asleep."""
@@ -198,18 +199,30 @@ class GpuFaults:
         return any(fault.kind is FaultKind.THROTTLE and fault.is_on(now) for fault in self.all)
 
     def counters(self, now: float, natural: Callable[[float], Counters]) -> Counters:
-        """The counters at `now`, from what they would be without faults."""
-        reached = self._since_origin(now, natural)
+        """The counters at `now`, from what they would be without faults (a pure function of time)."""
+        reached = self._since_origin(now, natural(now), natural)
         past = [moment for moment in self._resets if moment <= now]
-        return reached.plus(self._since_origin(past[-1], natural), -1.0) if past else reached
+        if not past:
+            return reached
+        begun = self._since_origin(past[-1], self._at(past[-1], natural), natural)
+        return reached.plus(begun, -1.0)
 
-    def _since_origin(self, now: float, natural: Callable[[float], Counters]) -> Counters:
-        total = natural(now)
+    def _at(self, moment: float, natural: Callable[[float], Counters]) -> Counters:
+        """The natural counters at the beginning or end of a fault, looked up once."""
+        known = self._kept.get(moment)
+        if known is None:
+            known = self._kept[moment] = natural(moment)
+        return known
+
+    def _since_origin(self, now: float, total: Counters, natural: Callable[[float], Counters]) -> Counters:
+        """`total`, the natural counters at `now`, with every stretch before it as the faults make it."""
+        at_now = total
         for stretch in self._stretches:
             if stretch.start >= now:
                 break
             end = min(now, stretch.end)
-            grown = natural(end).plus(natural(stretch.start), -1.0)
+            at_end = at_now if end == now else self._at(end, natural)
+            grown = at_end.plus(self._at(stretch.start, natural), -1.0)
             keeps = 1.0 if stretch.energy > 0 else 0.0
             throttled = end - stretch.start if stretch.is_throttled else grown.throttled * keeps
             wanted = Counters(

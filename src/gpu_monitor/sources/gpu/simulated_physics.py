@@ -26,7 +26,7 @@ _SW_THERMAL = 0x020
 _GPU_IDLE = 0x001
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Body:
     """What is particular to one card: its cooling, and the rhythm of its power."""
 
@@ -55,7 +55,7 @@ class Body:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Counters:
     """Growing sums: energy in J, seconds throttled, bytes over PCIe and NVLink (one direction)."""
 
@@ -255,15 +255,19 @@ class Moment:
         return (mixed ^ mixed >> 16) / 4294967296.0
 
 
+# Today, and the days that scripted faults look back to. A lived day takes about 100 KB.
+_DAYS_KEPT = 3
+
+
 class Life:
-    """All days of one card. Days are planned once, when first asked for; answers do not depend on that."""
+    """All days of one card. What was planned is kept for speed; answers do not depend on that."""
 
     def __init__(self, model: GpuModel, seed: object, number: int) -> None:
         self.body = Body.of(model, seed, number)
         self.role, self.name = role_of(seed, number)
         self._seed = seed
-        self._plans: dict[int, LivedDay] = {}
-        self._week: tuple[int, tuple[int, ...], Counters] | None = None
+        self._days: dict[int, LivedDay] = {}
+        self._ends: dict[int, tuple[Counters, float]] = {}
         self._today: tuple[int, LivedDay, Counters, float] | None = None
 
     def at(self, now: float) -> Moment:
@@ -274,31 +278,37 @@ class Life:
             today = self._today = self._begin(int(number))
         return Moment(self.body, today[0], today[1], second, today[2], today[3])
 
-    def template(self, number: int) -> int:
-        """Which plan the card follows on day `number` since the origin."""
-        week, weekday = divmod(number, 7)
-        return _order(self._seed, self.name, week)[weekday]
-
-    def plan(self, template: int) -> LivedDay:
-        """One of the seven plans."""
-        lived = self._plans.get(template)
-        if lived is None:
-            lived = LivedDay(plan_day(self._seed, self.role, self.name, template), self.body)
-            self._plans[template] = lived
-        return lived
-
     def _begin(self, number: int) -> tuple[int, LivedDay, Counters, float]:
         """The day's plan, the sums up to its midnight, and what is left of yesterday's heat."""
         week, weekday = divmod(number, 7)
         order = _order(self._seed, self.name, week)
         whole = Counters()
         for template in range(7):
-            whole = whole.plus(self.plan(template).total)
+            whole = whole.plus(self._end(template)[0])
         since = Counters().plus(whole, week)
         for template in order[:weekday]:
-            since = since.plus(self.plan(template).total)
-        today = self.plan(order[weekday])
-        return number, today, since, self.plan(self.template(number - 1)).heat_end - today.heat_begin
+            since = since.plus(self._end(template)[0])
+        yesterday = order[weekday - 1] if weekday else _order(self._seed, self.name, week - 1)[6]
+        today = self._day(order[weekday])
+        return number, today, since, self._end(yesterday)[1] - today.heat_begin
+
+    def _day(self, template: int) -> LivedDay:
+        """One of the seven plans as this card lives it."""
+        lived = self._days.get(template)
+        if lived is None:
+            lived = LivedDay(plan_day(self._seed, self.role, self.name, template), self.body)
+            while len(self._days) >= _DAYS_KEPT:
+                del self._days[next(iter(self._days))]
+            self._days[template] = lived
+        return lived
+
+    def _end(self, template: int) -> tuple[Counters, float]:
+        """A plan's sums and its heat at midnight."""
+        end = self._ends.get(template)
+        if end is None:
+            lived = self._day(template)
+            end = self._ends[template] = lived.total, lived.heat_end
+        return end
 
 
 def _order(seed: object, name: str, week: int) -> tuple[int, ...]:
