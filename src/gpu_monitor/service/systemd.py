@@ -194,7 +194,7 @@ class SystemdService:
             steps.append(
                 Note(
                     f"it reports to nobody yet: put server.url and server.contract_number into "
-                    f"{configuration.path}, then run: {' '.join(self._systemctl('reload', UNIT))}"
+                    f"{configuration.path}, then run: {' '.join(self._systemctl('restart', UNIT))}"
                 )
             )
         named = [str(folder) for folder in configuration.folders_outside(folders) if folder.exists()]
