@@ -1,0 +1,1 @@
+"""NVIDIA GPUs through NVML, called in a child process that the agent can lose (see ../../README.md)."""

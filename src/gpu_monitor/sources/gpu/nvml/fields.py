@@ -1,0 +1,200 @@
+"""Field values: many metrics of one device in one call, into an array that is kept. Runs in the child."""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+
+from gpu_monitor.sources.gpu.nvml import codes
+from gpu_monitor.sources.gpu.nvml.library import Handle, Library, check, reason_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+# nvmlFieldValue_t: fieldId, scopeId, timestamp, latencyUsec, valueType, nvmlReturn, value
+_ENTRY = struct.Struct("=IIqqIIQ")
+_ASK = struct.Struct("=II")
+_DOUBLE, _UINT, _SIGNED_LONG, _SIGNED_INT, _USHORT = 0, 1, 4, 5, 6
+_BITS = {_UINT: 32, 2: 64, 3: 64, _USHORT: 16}
+_BLANK_64 = 0x7FFF_FFFF_FFFF_FFE0
+"""Blank values of NVML and DCGM lie from here to 2^64 - 1; no counter that begins at 0 gets there."""
+_BLANK_32 = 0xFFFF_FFFF
+
+ALL_LINKS = 0xFFFF_FFFF
+_LINKS = 91  # NVML_FI_DEV_NVLINK_LINK_COUNT
+
+Asked = tuple[int, int]
+"""Field id and scope."""
+
+_ACTIONS = ("none", "reset", "reboot", "drain", "drain_and_reset")
+"""nvmlDeviceGpuRecoveryAction_t, in its order."""
+
+
+def _one(scale: float) -> Callable[[list[float]], object]:
+    return lambda raw: raw[0] if scale == 1 else raw[0] * scale
+
+
+def _sum(scale: float) -> Callable[[list[float]], object]:
+    return lambda raw: sum(raw) * scale
+
+
+def _seconds(raw: list[float]) -> object:
+    return tuple(value / 1e9 for value in raw)
+
+
+def _action(raw: list[float]) -> object:
+    number = int(raw[0])
+    return _ACTIONS[number] if number < len(_ACTIONS) else f"action_{number}"
+
+
+class Field:
+    """One metric: alternative sets of fields that give it (the first that is whole is taken).
+
+    `wide`: a counter of 32 bits would wrap within seconds, so it is no value at all.
+    """
+
+    __slots__ = ("metric", "shape", "wants", "wide")
+
+    def __init__(
+        self,
+        metric: str,
+        wants: Sequence[Sequence[Asked]],
+        shape: Callable[[list[float]], object],
+        wide: bool = False,
+    ) -> None:
+        self.metric, self.wants, self.shape, self.wide = metric, wants, shape, wide
+
+
+# Ids: NVML_FI_DEV_* of NVML's reference. Throttle times come in ns, power in mW, NVLink data in KiB.
+# Drivers of one generation numbered the thermal and brake counters 251 to 253, which others use for
+# power smoothing: those ids are left alone, and the older pair (74, 75) serves there.
+FIELDS: tuple[Field, ...] = (
+    Field("memory_temperature", (((82, 0),),), _one(1)),
+    Field("power_instant", (((186, 0),),), _one(0.001)),
+    Field("pcie_tx", (((197, 0),),), _one(1), wide=True),
+    Field("pcie_rx", (((198, 0),),), _one(1), wide=True),
+    Field("nvlink_tx", (((138, ALL_LINKS),),), _one(1024), wide=True),
+    Field("nvlink_rx", (((139, ALL_LINKS),),), _one(1024), wide=True),
+    Field("ecc_corrected", (((5, 0),),), _one(1)),
+    Field("ecc_uncorrected", (((6, 0),),), _one(1)),
+    Field("remapped_rows", (((142, 0), (143, 0)),), _sum(1)),
+    Field("retired_pages", (((29, 0), (30, 0)),), _sum(1)),
+    Field("recovery_action", (((230, 0),),), _action),
+    Field("throttle_time", (((74, 0), (269, 0), (270, 0), (271, 0)), ((74, 0), (75, 0))), _seconds),
+)
+
+
+def _per_link(links: int) -> tuple[Field, ...]:
+    """NVLink bytes by link, where the driver has no total: the counters that came with NVLink 5."""
+    return (
+        Field("nvlink_tx", (tuple((202, link) for link in range(links)),), _sum(1), wide=True),
+        Field("nvlink_rx", (tuple((204, link) for link in range(links)),), _sum(1), wide=True),
+    )
+
+
+class Fields:
+    """The fields that one device gives, read in one call."""
+
+    def __init__(self, library: Library, handle: Handle) -> None:
+        self._library, self._handle = library, handle
+        self._plan: list[tuple[Field, int, int]] = []
+        self.missing: dict[str, str] = {}
+        """Metric to reason, for those that the device does not give."""
+        self._bytes = bytearray()
+        self._array: object = None
+        self._discover()
+
+    def _discover(self) -> None:
+        """Ask for everything once and keep what was answered. Raises DriverGone, DeviceGone."""
+        chosen: list[tuple[Field, Sequence[Asked]]] = []
+        for field in FIELDS:
+            found = self._choose(field)
+            if found is not None:
+                chosen.append((field, found))
+        if "nvlink_tx" in self.missing:
+            chosen += self._links()
+        asked = [pair for _, wants in chosen for pair in wants]
+        self._lay_out(asked)
+        place = 0
+        for field, wants in chosen:
+            self._plan.append((field, place, place + len(wants)))
+            place += len(wants)
+
+    def _choose(self, field: Field) -> Sequence[Asked] | None:
+        reason = "unsupported"
+        for wants in field.wants:
+            answers = self._ask(wants)
+            codes_seen = {code for _, code, _ in answers}
+            if codes_seen == {0} and not (field.wide and any(kind == _UINT for kind, _, _ in answers)):
+                self.missing.pop(field.metric, None)
+                return wants
+            if codes.NO_PERMISSION in codes_seen:
+                reason = "denied"
+        self.missing[field.metric] = reason
+        return None
+
+    def _links(self) -> list[tuple[Field, Sequence[Asked]]]:
+        ((_, code, links),) = self._ask(((_LINKS, 0),))
+        if code or not 0 < links <= 64:
+            return []
+        found = [(field, self._choose(field)) for field in _per_link(int(links))]
+        return [(field, wants) for field, wants in found if wants is not None]
+
+    def _ask(self, wants: Sequence[Asked]) -> list[tuple[int, int, int]]:
+        """Value type, code and raw value of each field. Raises DriverGone, DeviceGone."""
+        self._lay_out(wants)
+        code = self._call(len(wants))
+        if code:
+            return [(0, code, 0)] * len(wants)
+        answers = [(kind, code, raw) for _, _, _, _, kind, code, raw in _ENTRY.iter_unpack(self._bytes)]
+        for _, code, _ in answers:
+            check(code)
+        return answers
+
+    def _lay_out(self, wants: Sequence[Asked]) -> None:
+        self._bytes = bytearray(_ENTRY.size * len(wants))
+        for place, (field, scope) in enumerate(wants):
+            _ASK.pack_into(self._bytes, place * _ENTRY.size, field, scope)
+        self._array = (ctypes.c_char * max(1, len(self._bytes))).from_buffer(self._bytes) if wants else None
+
+    def _call(self, count: int) -> int:
+        code = self._library.call("nvmlDeviceGetFieldValues", self._handle, count, self._array)
+        check(code)
+        return code
+
+    def read(self, values: dict[str, object], reasons: dict[str, str]) -> None:
+        """Put what the device gives into `values`. Raises DriverGone, DeviceGone."""
+        reasons.update(self.missing)
+        if not self._plan:
+            return
+        code = self._call(self._plan[-1][2])
+        if code:
+            reasons.update((field.metric, reason_of(code)) for field, _, _ in self._plan)
+            return
+        entries = list(_ENTRY.iter_unpack(self._bytes))
+        for field, start, end in self._plan:
+            raw: list[float] = []
+            for _, _, _, _, kind, code, bits in entries[start:end]:
+                value = None if code else _decode(kind, bits)
+                if value is None:
+                    reasons[field.metric] = reason_of(code) if code else "invalid"
+                    break
+                raw.append(value)
+            else:
+                values[field.metric] = field.shape(raw)
+
+
+def _decode(kind: int, bits: int) -> float | None:
+    """The number in the eight bytes of a field; None for a blank one or a type of another kind."""
+    width = _BITS.get(kind)
+    if width == 64:
+        return bits if bits < _BLANK_64 else None
+    if width is not None:
+        bits &= (1 << width) - 1
+        return bits if bits != _BLANK_32 else None
+    form = {_DOUBLE: "=d", _SIGNED_LONG: "=q", _SIGNED_INT: "=i"}.get(kind)
+    if form is None:
+        return None
+    (value,) = struct.unpack_from(form, bits.to_bytes(8, "little"))
+    return float(value)
