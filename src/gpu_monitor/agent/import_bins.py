@@ -12,10 +12,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from gpu_monitor.core.buckets import slot_start
-from gpu_monitor.core.catalogue import BY_NAME, Kind
+from gpu_monitor.core.catalogue import BY_NAME, METRICS, Kind
 from gpu_monitor.core.model import Status
 from gpu_monitor.sources.recorded.rows import RecordedRow, RecordedValue
 
+_STATES = frozenset(metric.name for metric in METRICS if metric.kind is Kind.STATE)
+_FLAGS = frozenset(metric.name for metric in METRICS if metric.kind is Kind.FLAGS)
 _SLIVER = 0.05
 """Share of an interval that a reading must reach into it to make a row of it by itself."""
 _HOUR = 3600
@@ -52,7 +54,7 @@ class LostStretch:
     end: float
 
 
-@dataclass
+@dataclass(slots=True)
 class _Gauge:
     sum: float = 0.0
     weight: float = 0.0
@@ -65,8 +67,10 @@ class _Gauge:
         self.weight += weight
         self.spill = value
         if is_inside:
-            self.low = value if self.low is None else min(self.low, value)
-            self.high = value if self.high is None else max(self.high, value)
+            if self.low is None or value < self.low:
+                self.low = value
+            if self.high is None or value > self.high:
+                self.high = value
 
     def mean(self) -> float:
         return self.sum / self.weight if self.weight > 0 else self.spill
@@ -87,17 +91,21 @@ class _Open:
     def add(self, row: RecordedRow, weight: float, is_inside: bool) -> None:
         self.seconds += weight
         self.readings += is_inside
+        gauges = self.gauges
         for name, value in row.values.items():
-            kind = BY_NAME[name].kind
-            if kind is Kind.STATE:
+            if name in _STATES:
                 self.states[name] = value
             elif isinstance(value, str):
                 continue
-            elif kind is Kind.FLAGS:
+            elif name in _FLAGS:
                 self.flags[name] = self.flags.get(name, 0) | int(value)
             else:
-                self.gauges.setdefault(name, _Gauge()).add(value, weight, is_inside)
-        self.reasons.update(row.reasons)
+                gauge = gauges.get(name)
+                if gauge is None:
+                    gauge = gauges[name] = _Gauge()
+                gauge.add(value, weight, is_inside)
+        if row.reasons:
+            self.reasons.update(row.reasons)
 
     def close(self) -> BinnedInterval:
         values: dict[str, float] = {name: gauge.mean() for name, gauge in self.gauges.items()}

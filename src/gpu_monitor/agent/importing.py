@@ -27,6 +27,7 @@ _BATCH = 500
 """Intervals a transaction stores: about 10 ms, so that an agent's sample hardly waits."""
 _PROGRESS_ROWS = 5000
 _ROLLUPS = 24
+_DEVICES_KEPT = 10_000
 
 Progress = Callable[[str, int, int], None]
 """Called now and then with the file's name, bytes read and bytes in all."""
@@ -214,7 +215,7 @@ class _History:
         self._into = None if target is None else ImportedNode(target.writer, target.plan, node, target.now)
         self._binners: dict[str, Binner] = {}
         self._identities: dict[str, Identity] = {}
-        self._devices: dict[RecordedDevice, str] = {}
+        self._devices: dict[int, tuple[RecordedDevice, str]] = {}
         self._batch: list[Placed] = []
         self._kept = interval
         self._step = float(interval)
@@ -270,15 +271,20 @@ class _History:
             self._flush()
 
     def _uid(self, device: RecordedDevice) -> str:
-        uid = self._devices.get(device)
-        if uid is None:
-            uid = self._devices[device] = uid_of(device, self._node)
-            known = self._identities.get(uid)
-            found = Identity(
-                uid, SOURCE, device.name, device.pci_bus_id, device.memory_total, device.index, device.serial,
-                device.minor_number, device.parent_uid, device.mig_instance,
-            )  # fmt: skip
-            self._identities[uid] = found if known is None else _joined(known, found)
+        # A reader gives the same object for the same GPU; hashing it for every row would cost more.
+        met = self._devices.get(id(device))
+        if met is not None and met[0] is device:
+            return met[1]
+        uid = uid_of(device, self._node)
+        if len(self._devices) >= _DEVICES_KEPT:
+            self._devices.clear()
+        self._devices[id(device)] = (device, uid)
+        known = self._identities.get(uid)
+        found = Identity(
+            uid, SOURCE, device.name, device.pci_bus_id, device.memory_total, device.index, device.serial,
+            device.minor_number, device.parent_uid, device.mig_instance,
+        )  # fmt: skip
+        self._identities[uid] = found if known is None else _joined(known, found)
         return uid
 
     def _put(self, uid: str, intervals: list[BinnedInterval]) -> None:

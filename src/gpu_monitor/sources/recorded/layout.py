@@ -24,35 +24,39 @@ from gpu_monitor.sources.recorded.stamps import StampReader, pick
 _CACHED = 20_000
 _VITAL = ("gpu_utilization", "memory_used", "temperature", "power_usage")
 """A GPU that gives none of these and says it is lost is gone; what else its row shows is left over."""
-_NO_CELL = Cell(None, Reason.INVALID, True)
 
 
 class Slot:
-    """One column that gives a metric: remembers what its cells were worth, and how many made no sense."""
+    """One column that gives a metric: remembers what its cells were worth, and how many made no sense.
+
+    `known` holds the cells read so far by their text; a caller that finds one there need not ask.
+    """
 
     def __init__(self, position: int, column: Column) -> None:
         self.position = position
         self.column = column
-        self.seen = 0
+        self.metric = column.place.name
+        self.known: dict[str, Cell] = {}
+        self.has_values = False
         self.unreadable = 0
         self.example = ""
-        self._known: dict[str, Cell] = {}
 
     def read(self, text: str) -> Cell:
         """What the cell `text` says."""
-        cell = self._known.get(text)
-        if cell is None:
-            place = self.column.place
-            cell = parse_cell(text.strip(), place.name, place.dimension, self.column.factor, place.bit)
-            if len(self._known) >= _CACHED:
-                self._known.clear()
-            self._known[text] = cell
-        if not cell.readable:
-            self.unreadable += 1
-            self.example = self.example or text.strip()[:40]
-        elif cell.value is not None:
-            self.seen += 1
+        place = self.column.place
+        cell = parse_cell(text.strip(), place.name, place.dimension, self.column.factor, place.bit)
+        if len(self.known) >= _CACHED:
+            self.known.clear()
+        self.known[text] = cell
+        self.has_values = self.has_values or cell.value is not None
         return cell
+
+    def refuse(self, text: str, line: int, findings: Findings) -> None:
+        """Count a cell that fits no such column."""
+        self.unreadable += 1
+        self.example = self.example or text.strip()[:40]
+        expected = self.column.place.dimension.value
+        findings.note(f"column {self.column.heading!r}: cells that are not {expected}", line)
 
 
 class Clockwork:
@@ -88,6 +92,8 @@ class Layout:
         self._identity = sorted({*self._parts.values(), *([] if self._loose is None else [self._loose])})
         self._devices: dict[tuple[str, ...], RecordedDevice] = {}
         self.metrics = _metric_slots(columns)
+        self._single = [slots[0] for slots in self.metrics.values() if len(slots) == 1]
+        self._joint = [slots for slots in self.metrics.values() if len(slots) > 1]
 
     @property
     def has_time(self) -> bool:
@@ -115,8 +121,10 @@ class Layout:
         time = self._clockwork.time(self._time_text(cells), device.key)
         if stamps.imaginary != jumped:
             findings.note("a time that the clocks of this zone jumped over (is --timezone right?)", line)
-        values, reasons = self._values(cells, line, findings, last)
-        is_lost = Reason.LOST in reasons.values()
+        values, reasons = self._values(
+            self._uncut(cells, line, findings) if is_cut else cells, line, findings
+        )
+        is_lost = bool(reasons) and Reason.LOST in reasons.values()
         if is_lost:
             # Beside [GPU requires reset] the other cells say [N/A], though the card does have the metric.
             reasons = dict.fromkeys(reasons, Reason.LOST)
@@ -131,7 +139,7 @@ class Layout:
         return f"{text}Z" if self._is_utc and text and text[-1].isdigit() and ":" in text else text
 
     def _device(self, cells: Sequence[str]) -> RecordedDevice:
-        key = tuple(cells[i] for i in self._identity)
+        key = tuple([cells[i] for i in self._identity])
         device = self._devices.get(key)
         if device is None:
             named = {part: cells[i].strip() for part, i in self._parts.items()}
@@ -147,30 +155,39 @@ class Layout:
         return device
 
     def _values(
-        self, cells: Sequence[str], line: int, findings: Findings, cut: int
+        self, cells: Sequence[str], line: int, findings: Findings
     ) -> tuple[dict[str, RecordedValue], dict[str, str]]:
         values: dict[str, RecordedValue] = {}
         reasons: dict[str, str] = {}
-        for name, slots in self.metrics.items():
-            read = []
-            for slot in slots:
-                text = cells[slot.position]
-                cell = slot.read(text)
-                if slot.position == cut and text.strip()[-1:].isdigit():
-                    findings.note(
-                        f"the last cell ({slot.column.heading!r}) may be cut and was left out", line
-                    )
-                    cell = _NO_CELL
-                elif not cell.readable:
-                    expected = slot.column.place.dimension.value
-                    findings.note(f"column {slot.column.heading!r}: cells that are not {expected}", line)
-                read.append(cell)
-            cell = read[0] if len(read) == 1 else _together(slots, read)
+        for slot in self._single:
+            text = cells[slot.position]
+            value, reason, is_readable = slot.known.get(text) or slot.read(text)
+            if value is not None:
+                values[slot.metric] = value
+            else:
+                reasons[slot.metric] = reason or Reason.INVALID
+                if not is_readable:
+                    slot.refuse(text, line, findings)
+        for slots in self._joint:
+            read = [slot.known.get(cells[slot.position]) or slot.read(cells[slot.position]) for slot in slots]
+            for slot, cell in zip(slots, read, strict=True):
+                if not cell.readable:
+                    slot.refuse(cells[slot.position], line, findings)
+            cell = _together(slots, read)
             if cell.value is not None:
-                values[name] = cell.value
-            elif cell.reason is not None:
-                reasons[name] = cell.reason
+                values[slots[0].metric] = cell.value
+            else:
+                reasons[slots[0].metric] = cell.reason or Reason.INVALID
         return values, reasons
+
+    def _uncut(self, cells: Sequence[str], line: int, findings: Findings) -> Sequence[str]:
+        """`cells` without a last number that may have lost digits."""
+        last = len(cells) - 1
+        is_kept = any(slot.position == last for slot in self.slots)
+        if not is_kept or not cells[-1].strip()[-1:].isdigit():
+            return cells
+        findings.note(f"the last cell ({self.columns[last].heading!r}) may be cut and was left out", line)
+        return [*cells[:-1], ""]
 
 
 def _time_columns(columns: Sequence[Column]) -> list[int]:

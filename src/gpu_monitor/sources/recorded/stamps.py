@@ -19,6 +19,7 @@ _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct",
 _NUMBER = re.compile(r"\d{1,19}(?:\.\d+)?$", re.ASCII)
 _EARLIEST, _LATEST = 631_152_000.0, 4_102_444_800.0  # 1990 and 2100: outside it is no time of a GPU log
 _CACHED_MINUTES = 4096
+_OWN_LENGTH = len("2026/04/25 16:06:06.780")
 _SCALES = ((1e11, 1.0), (1e14, 1e-3), (1e17, 1e-6), (float("inf"), 1e-9))
 """Epoch numbers below the bound are in this part of a second: s, ms, us, ns."""
 _RELATIVE_BELOW = 1e8  # three years: a number below is seconds since the log began
@@ -43,6 +44,12 @@ class StampReader:
 
     def candidates(self, text: str) -> tuple[float, ...]:
         """The epochs `text` can mean: none where it is no time, two in the hour a put-back clock repeats."""
+        # nvidia-smi's own form, in a minute that was met before, is read without the pattern.
+        if len(text) == _OWN_LENGTH and text[16] == ":" and text[19] == ".":
+            known = self._minutes.get((text[:16], None))
+            is_plain = text[17] < "6" and text[17:19].isdigit() and text[20:].isdigit()
+            if is_plain and known is not None and len(known) == 1:
+                return (known[0] + int(text[17:19]) + int(text[20:]) / 1000,)
         match = _STAMP.match(text)
         if match is None:
             return self._other(text)

@@ -128,7 +128,7 @@ def _check_columns(name: str, layouts: Sequence[Layout]) -> None:
     """A column without one possible cell is not what its heading says."""
     slots: list[Slot] = [slot for layout in layouts for slot in layout.slots]
     for slot in slots:
-        if slot.unreadable and not slot.seen:
+        if slot.unreadable and not slot.has_values:
             raise _mismatch(
                 name,
                 f"column {slot.column.heading!r} is not {slot.column.place.dimension.value}: "
