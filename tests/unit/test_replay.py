@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import timezone
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from gpu_monitor.core.errors import LogUnreadable, SourceUnavailable
 from gpu_monitor.core.model import DeviceReading, Round, Span, Spread, Status
 from gpu_monitor.sources.gpu.replay import ReplaySource, open_replay
-from gpu_monitor.sources.recorded.rows import RecordedDevice, RecordedRow
+from gpu_monitor.sources.recorded.rows import ReadOptions, RecordedDevice, RecordedRow
 from gpu_monitor.sources.recorded.survey import GpuSurvey, Survey
 from tests.recordings import recording
 
@@ -201,6 +202,27 @@ def test_a_real_recording(tmp_path: Path) -> None:
         found = minute.devices[3].values["temperature"]
         assert found == Spread(sum(expected) / len(expected), min(expected), max(expected), len(expected))
         assert at(source, 3600).paused == "replay ended"
+    finally:
+        source.close()
+
+
+def test_a_log_without_a_header_is_played_with_its_columns_named() -> None:
+    path = recording("csv/plato_1gpu_2h40_5s_noheader.csv")
+    names = "timestamp utilization.gpu utilization.memory memory.used memory.free temperature.gpu power.draw"
+    source = open_replay(
+        path, START, options=ReadOptions(columns=tuple(names.split()), timezone=timezone.utc)
+    )
+    try:
+        # 2026/04/25 16:06:06.780, 0 %, 0 %, 2 MiB, 20146 MiB, 27, 11.64 W
+        reading = only(at(source, 0))
+        assert reading.values == {
+            "gpu_utilization": 0,
+            "memory_utilization": 0,
+            "memory_used": 2 * 1024 * 1024,
+            "memory_free": 20146 * 1024 * 1024,
+            "temperature": 27,
+            "power_usage": 11.64,
+        }
     finally:
         source.close()
 

@@ -20,9 +20,14 @@ SILENT = "nothing recorded"
 _STEPS_HELD = 2.0
 
 
-def open_replay(path: Path, start: float, loop: bool = False) -> ReplaySource:
-    """The log at `path`, its first reading played at `start`; LogUnreadable where it cannot be played."""
-    log = RecordedLog(path, ReadOptions())
+def open_replay(
+    path: Path, start: float, loop: bool = False, options: ReadOptions | None = None
+) -> ReplaySource:
+    """The log at `path`, its first reading played at `start`; LogUnreadable where it cannot be played.
+
+    `options` say how to read a log without a header or time zone.
+    """
+    log = RecordedLog(path, options or ReadOptions())
     try:
         seen = log.survey()
         if seen.first is None:
