@@ -109,6 +109,24 @@ def test_flags_gather_and_states_are_the_last() -> None:
     assert one.states == {"driver_version": "2"}
 
 
+def test_counters_give_their_growth_to_the_seconds_they_grew_in() -> None:
+    # 10 s throttled between 16:50 and 17:10 of the clock, then 3 s since the counter began anew at 17:20.
+    first, second = bins(
+        [
+            row(650, 1.0, throttle_time=100.0),
+            row(670, 1.0, throttle_time=110.0),
+            row(680, 1.0, throttle_time=3.0),
+        ],
+        step=20.0,
+    )
+    assert first.values["throttle_time"] == pytest.approx(5.0)
+    assert second.values["throttle_time"] == pytest.approx(8.0)
+    (alone,) = bins([row(600, 1.0, throttle_time=100.0)])
+    assert "throttle_time" not in alone.values
+    assert alone.reasons == {"throttle_time": "counter read once"}
+    assert first.reasons == second.reasons == {}
+
+
 def test_a_lost_gpu_leaves_a_stretch_and_no_values() -> None:
     binner = Binner(60, 5.0)
     rows = [row(600, 100.0), lost(605), lost(610), row(615, 100.0), lost(620)]

@@ -80,6 +80,11 @@ def test_every_field_that_is_kept(tmp_path: Path, capture: str) -> None:
                 assert row.values[metric] == float(written[0]) * scale, heading
             else:
                 assert row.reasons[metric] == "unsupported", heading
+        counters = ("sw_power_cap", "sw_thermal_slowdown", "hw_thermal_slowdown", "hw_power_brake_slowdown")
+        throttled = sum(
+            int(cells[f"clocks_event_reasons_counters.{name} [us]"].split()[0]) for name in counters
+        )
+        assert row.values["throttle_time"] == pytest.approx(throttled / 1e6)
         assert row.values["throttle_reasons"] == int(cells["clocks_event_reasons.active"], 16)
         assert row.values["performance_state"] == int(cells["pstate"][1:])
         assert row.values["driver_version"] == cells["driver_version"]

@@ -18,12 +18,15 @@ from gpu_monitor.sources.recorded.rows import RecordedRow, RecordedValue
 
 _STATES = frozenset(metric.name for metric in METRICS if metric.kind is Kind.STATE)
 _FLAGS = frozenset(metric.name for metric in METRICS if metric.kind is Kind.FLAGS)
+_TOTALS = frozenset(metric.name for metric in METRICS if metric.kind is Kind.TOTAL)
 _SLIVER = 0.05
 """Share of an interval that a reading must reach into it to make a row of it by itself."""
 _HOUR = 3600
 _TOLERANCE = 0.9
 """A log that was to write every 60 s has a median step of up to a few per cent more or less."""
 REACH_STEPS = 2.0
+READ_ONCE = "counter read once"
+"""The reason of a counter's growth where there is no second reading to take it from."""
 
 
 def interval_for(step: float, interval: int) -> int:
@@ -85,8 +88,14 @@ class _Open:
     readings: int = 0
     gauges: dict[str, _Gauge] = field(default_factory=dict)
     flags: dict[str, int] = field(default_factory=dict)
+    totals: dict[str, float] = field(default_factory=dict)
     states: dict[str, RecordedValue] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
+
+    def grow(self, growth: dict[str, float], weight: float) -> None:
+        """Add what counters grew by in `weight` seconds, given their growth a second."""
+        for name, rate in growth.items():
+            self.totals[name] = self.totals.get(name, 0.0) + rate * weight
 
     def add(self, row: RecordedRow, weight: float, is_inside: bool) -> None:
         self.seconds += weight
@@ -97,6 +106,8 @@ class _Open:
                 self.states[name] = value
             elif isinstance(value, str):
                 continue
+            elif name in _TOTALS:
+                self.reasons[name] = READ_ONCE
             elif name in _FLAGS:
                 self.flags[name] = self.flags.get(name, 0) | int(value)
             else:
@@ -114,6 +125,7 @@ class _Open:
                 values[f"{name}_min"] = gauge.spill if gauge.low is None else gauge.low
                 values[f"{name}_max"] = gauge.spill if gauge.high is None else gauge.high
         values.update(self.flags)
+        values.update(self.totals)
         reasons = {name: reason for name, reason in self.reasons.items() if name not in values}
         return BinnedInterval(self.start, self.seconds, values, self.states, reasons)
 
@@ -142,20 +154,21 @@ class Binner:
         last, self._last = self._last, row
         if last is not None:
             apart = row.time - last.time
-            reach = apart if apart <= REACH_STEPS * self.step else self.step
-            yield from self._stand(last, last.time + reach)
+            is_near = apart <= REACH_STEPS * self.step
+            growth = _growth(last, row, apart) if is_near else {}
+            yield from self._stand(last, last.time + (apart if is_near else self.step), growth)
 
     def finish(self) -> Iterator[BinnedInterval]:
         """End the log: the last row stands for one step; gives what is left."""
         last, self._last = self._last, None
         if last is not None:
-            yield from self._stand(last, last.time + self.step)
+            yield from self._stand(last, last.time + self.step, {})
         if self._lost_since is not None and last is not None:
             self._found(last.time + self.step)
         yield from self._turn(None)
 
-    def _stand(self, row: RecordedRow, until: float) -> Iterator[BinnedInterval]:
-        """Let `row` stand from its time to `until`."""
+    def _stand(self, row: RecordedRow, until: float, growth: dict[str, float]) -> Iterator[BinnedInterval]:
+        """Let `row` stand from its time to `until`, while counters grow by `growth` a second."""
         if row.status is Status.LOST:
             self._lost_since = row.time if self._lost_since is None else self._lost_since
             return
@@ -168,6 +181,7 @@ class Binner:
             weight = min(until, start + self.interval) - max(row.time, start)
             if self._open is not None:
                 self._open.add(row, weight, is_inside=start == first)
+                self._open.grow(growth, weight)
             start += self.interval
 
     def _turn(self, start: int | None) -> Iterator[BinnedInterval]:
@@ -180,3 +194,14 @@ class Binner:
         if self._lost_since is not None:
             self.lost.append(LostStretch(self._lost_since, at))
             self._lost_since = None
+
+
+def _growth(before: RecordedRow, after: RecordedRow, apart: float) -> dict[str, float]:
+    """By how much a second the counters grew between two rows; one that began anew counts from zero."""
+    found: dict[str, float] = {}
+    for name in _TOTALS & before.values.keys() & after.values.keys():
+        first, second = before.values[name], after.values[name]
+        if isinstance(first, str) or isinstance(second, str):
+            continue
+        found[name] = (second - first if second >= first else second) / apart
+    return found

@@ -19,6 +19,7 @@ class Dimension(Enum):
     MEGAHERTZ = "a clock in MHz"
     BYTES = "an amount of memory"
     RATE = "a rate in bytes/s"
+    SECONDS = "a duration"
     COUNT = "a count"
     STATE = "a performance state (P0 to P15)"
     MASK = "a hexadecimal mask"
@@ -49,6 +50,7 @@ UNITS: dict[Dimension, dict[str, float]] = {
     },
     # nvidia-smi's PCIe throughput comes from NVML, which counts KB of 1,000 bytes.
     Dimension.RATE: {"mb/s": 1e6, "kb/s": 1e3, "gb/s": 1e9, "b/s": 1.0, "bytes/s": 1.0},
+    Dimension.SECONDS: {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9},
     Dimension.COUNT: {"errs": 1.0},
 }  # fmt: skip
 

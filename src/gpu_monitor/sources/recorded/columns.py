@@ -13,14 +13,14 @@ from gpu_monitor.sources.recorded.cells import UNITS, Dimension
 class Place:
     """Where a column's cells go: a metric, a part of the identity, a time, or nowhere (`name` empty).
 
-    `rank` orders columns that say the same (0 is preferred); `part` True where the metric is the sum
-    of several columns and all of them are needed; `bit` is the flag of a FLAG column.
+    `rank` orders columns that say the same (0 is preferred). `parts`: the metric is the sum of that many
+    columns, `rank` numbering them, and all are needed; 0 where it is not. `bit` is the flag of a FLAG column.
     """
 
     name: str
     dimension: Dimension = Dimension.TEXT
     rank: int = 0
-    part: bool = False
+    parts: int = 0
     bit: int = 0
 
 
@@ -107,9 +107,19 @@ _TABLE: tuple[tuple[str, Dimension, int, str], ...] = (
     ("mig_mode", Dimension.SWITCH, 0, "mig_mode_current mig_mode"),
 )  # fmt: skip
 
-_PARTS: tuple[tuple[str, str], ...] = (
-    ("remapped_rows", "remapped_rows_correctable remapped_rows_uncorrectable"),
-    ("retired_pages", "retired_pages_single_bit_ecc_count retired_pages_double_bit_count"),
+_PARTS: tuple[tuple[str, Dimension, str], ...] = (
+    ("remapped_rows", Dimension.COUNT, "remapped_rows_correctable remapped_rows_uncorrectable"),
+    (
+        "retired_pages",
+        Dimension.COUNT,
+        "retired_pages_single_bit_ecc_count retired_pages_double_bit_count",
+    ),
+    (
+        "throttle_time",
+        Dimension.SECONDS,
+        "clocks_event_reasons_counters_sw_power_cap clocks_event_reasons_counters_sw_thermal_slowdown"
+        " clocks_event_reasons_counters_hw_thermal_slowdown clocks_event_reasons_counters_hw_power_brake_slowdown",
+    ),
 )
 _PART_ALIASES = {
     "remapped_rows_sbe": "remapped_rows_correctable",
@@ -118,7 +128,7 @@ _PART_ALIASES = {
     "retired_pages_dbe": "retired_pages_double_bit_count",
 }
 
-_DEFAULT_UNITS = {Dimension.BYTES: "mib"}
+_DEFAULT_UNITS = {Dimension.BYTES: "mib", Dimension.SECONDS: "us"}
 """What nvidia-smi means with `nounits`, where it is not the catalogue's own unit."""
 
 _BRACKETED = re.compile(r"\s*[\[(]\s*([^\])]*?)\s*[\])]\s*$")
@@ -144,9 +154,10 @@ def _places() -> dict[str, Place]:
     places["clocks_event_reasons_display_clocks_setting"] = Place(
         "throttle_reasons", Dimension.FLAG, bit=display
     )
-    for metric, parts in _PARTS:
+    for metric, dimension, text in _PARTS:
+        parts = text.split()
         places.update(
-            (part, Place(metric, Dimension.COUNT, rank, part=True)) for rank, part in enumerate(parts.split())
+            (part, Place(metric, dimension, rank, parts=len(parts))) for rank, part in enumerate(parts)
         )
     places.update((alias, places[name]) for alias, name in _PART_ALIASES.items())
     return places

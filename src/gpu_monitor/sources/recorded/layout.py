@@ -224,8 +224,8 @@ def _metric_slots(columns: Sequence[Column]) -> dict[str, list[Slot]]:
             found.setdefault(column.place.name, []).append(Slot(i, column))
     for name, slots in list(found.items()):
         slots.sort(key=lambda slot: slot.column.place.rank)
-        # Half of a sum is not the sum.
-        if slots[0].column.place.part and len({slot.column.place.rank for slot in slots}) < 2:
+        # A part of a sum is not the sum.
+        if len({slot.column.place.rank for slot in slots}) < slots[0].column.place.parts:
             del found[name]
     return found
 
@@ -234,10 +234,10 @@ def _together(slots: Sequence[Slot], cells: Sequence[Cell]) -> Cell:
     """What several columns of one metric say: the sum of parts, all flags, or the best that the card has."""
     known = [cell for cell in cells if cell.value is not None]
     place = slots[0].column.place
-    if place.part:
+    if place.parts:
         if len(known) < len(cells):
             return next(cell for cell in cells if cell.value is None)
-        return Cell(sum(int(cell.value or 0) for cell in known), None, True)
+        return Cell(sum(cell.value for cell in known if not isinstance(cell.value, str | None)), None, True)
     if not known:
         return next((cell for cell in cells if cell.reason == Reason.LOST), cells[0])
     if place.dimension in (Dimension.MASK, Dimension.FLAG):

@@ -59,6 +59,17 @@ _HEADINGS: dict[str, str] = {
     "retired_pages/double_bit_retirement/retired_count": "retired_pages.dbe",
     "remapped_rows/remapped_row_corr": "remapped_rows.correctable",
     "remapped_rows/remapped_row_unc": "remapped_rows.uncorrectable",
+    **{
+        f"clocks_event_reasons_counters/clocks_event_reasons_counters_{short}": (
+            f"clocks_event_reasons_counters.{long} [us]"
+        )
+        for short, long in (
+            ("sw_power_cap", "sw_power_cap"),
+            ("sw_therm_slowdown", "sw_thermal_slowdown"),
+            ("hw_therm_slowdown", "hw_thermal_slowdown"),
+            ("hw_power_brake", "hw_power_brake_slowdown"),
+        )
+    },
     "gpu_recovery_action": "gpu_recovery_action",
     "mig_mode/current_mig": "mig.mode.current",
 }
