@@ -150,7 +150,7 @@ class Hangs:
                 if isinstance(answer, Answered):
                     break
         except WorkerFault as fault:
-            limit = self._settings.init_seconds + self._settings.round_seconds
+            limit = self._settings.init_seconds + self._settings.deadline_seconds
             if fault.fault is Fault.LATE and moment - probe.asked_at < limit:
                 return []
             self._end_probe(moment)

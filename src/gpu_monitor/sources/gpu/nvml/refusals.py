@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpu_monitor.core.errors import NotSupported, SourceUnavailable
-from gpu_monitor.sources.gpu.nvml import codes
+from gpu_monitor.sources.gpu.nvml_child import codes
 
 NO_DRIVER = "no driver"
 MISMATCH = "driver/library version mismatch"

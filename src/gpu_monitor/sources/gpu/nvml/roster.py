@@ -6,10 +6,10 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from gpu_monitor.core.model import DeviceReading, Event, Identity, Status
-from gpu_monitor.sources.gpu.nvml import codes
 from gpu_monitor.sources.gpu.nvml.pci import canonical
 from gpu_monitor.sources.gpu.nvml.readings import absent, identity_of
 from gpu_monitor.sources.gpu.nvml.worker import Opened
+from gpu_monitor.sources.gpu.nvml_child import codes
 
 NOT_FOUND = "no longer found by the driver"
 

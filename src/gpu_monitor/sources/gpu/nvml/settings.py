@@ -17,7 +17,7 @@ class NvmlSettings:
     `environment`: added to the child's.
     """
 
-    round_seconds: float = 5.0
+    deadline_seconds: float = 5.0
     """A round takes milliseconds; a driver that needs seconds for it is stuck in its firmware's timeouts."""
     init_seconds: float = 20.0
     """Without persistence mode eight GPUs are set up one after the other, a second or two each."""

@@ -9,7 +9,7 @@ from gpu_monitor.core.clock import Clock, SystemClock
 from gpu_monitor.core.errors import SourceUnavailable
 from gpu_monitor.core.model import DeviceReading, Event, Round, Span, Status
 from gpu_monitor.sources.child import Child, Launcher, SystemLauncher, module_paths
-from gpu_monitor.sources.gpu.nvml import codes, pci
+from gpu_monitor.sources.gpu.nvml import pci
 from gpu_monitor.sources.gpu.nvml.backoff import Backoff
 from gpu_monitor.sources.gpu.nvml.hangs import Hangs, LeftOut
 from gpu_monitor.sources.gpu.nvml.readings import Shaper
@@ -18,6 +18,7 @@ from gpu_monitor.sources.gpu.nvml.rest import Rest
 from gpu_monitor.sources.gpu.nvml.roster import Roster, Trouble
 from gpu_monitor.sources.gpu.nvml.settings import NvmlSettings
 from gpu_monitor.sources.gpu.nvml.worker import Answered, Fault, Opened, Spot, Worker, WorkerFault
+from gpu_monitor.sources.gpu.nvml_child import codes
 
 _LOG = logging.getLogger("nvml")
 
@@ -166,7 +167,7 @@ class NvmlSource:
         if cause is not None:
             self._dismiss()
             raise _Paused(cause)
-        limit = moment + self._settings.round_seconds
+        limit = moment + self._settings.deadline_seconds
         try:
             return self._round(now, span, limit)
         except WorkerFault as fault:
@@ -231,7 +232,7 @@ class NvmlSource:
 
     def _new_child(self) -> Child:
         return Child(
-            "gpu_monitor.sources.gpu.nvml.serve",
+            "gpu_monitor.sources.gpu.nvml_child.serve",
             self._paths,
             self._launcher,
             codes.BOARD_BYTES,
@@ -317,7 +318,7 @@ class NvmlSource:
         assert worker is not None
         if fault.fault is Fault.LATE:
             opening = worker.pending == "open"
-            allowed = self._settings.init_seconds if opening else self._settings.round_seconds
+            allowed = self._settings.init_seconds if opening else self._settings.deadline_seconds
             if moment - worker.asked_at < allowed - 0.001:
                 raise _Paused(RESTARTING if self._hangs.addresses or not opening else STARTING)
             return self._hung(worker, opening, now, is_second)

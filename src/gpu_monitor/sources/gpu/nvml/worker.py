@@ -8,7 +8,7 @@ from enum import Enum
 from typing import Any
 
 from gpu_monitor.sources.child import Child, Ended
-from gpu_monitor.sources.gpu.nvml import codes
+from gpu_monitor.sources.gpu.nvml_child import codes
 
 NewChild = Callable[[], Child]
 

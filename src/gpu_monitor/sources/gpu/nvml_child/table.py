@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import ctypes
 
-from gpu_monitor.sources.gpu.nvml import codes
-from gpu_monitor.sources.gpu.nvml.card import Card, Instance, Tools
-from gpu_monitor.sources.gpu.nvml.layouts import ATS, AddressingMode, MemoryV2, PciInfo, version_of
-from gpu_monitor.sources.gpu.nvml.library import DeviceGone, DriverGone, Handle, check
+from gpu_monitor.sources.gpu.nvml_child import codes
+from gpu_monitor.sources.gpu.nvml_child.card import Card, Instance, Tools
+from gpu_monitor.sources.gpu.nvml_child.layouts import ATS, AddressingMode, MemoryV2, PciInfo, version_of
+from gpu_monitor.sources.gpu.nvml_child.library import DeviceGone, DriverGone, Handle, check
 
 Identity = tuple[
     str, "str | None", "str | None", "int | None", "int | None", "str | None", "int | None", "str | None",

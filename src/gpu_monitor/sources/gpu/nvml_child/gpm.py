@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ctypes
 
-from gpu_monitor.sources.gpu.nvml import codes
-from gpu_monitor.sources.gpu.nvml.layouts import GpmQuery, GpmSupport
-from gpu_monitor.sources.gpu.nvml.library import Handle, Library, check
+from gpu_monitor.sources.gpu.nvml_child import codes
+from gpu_monitor.sources.gpu.nvml_child.layouts import GpmQuery, GpmSupport
+from gpu_monitor.sources.gpu.nvml_child.library import Handle, Library, check
 
 # nvmlGpmMetricId_t. The whole-GPU activity (1) stands in for the utilisation that MIG takes away.
 _GRAPHICS, _SM, _TENSOR, _DRAM = 1, 2, 5, 10

@@ -8,9 +8,9 @@ import os
 import sys
 
 from gpu_monitor.sources.frames import Inbox, pack
-from gpu_monitor.sources.gpu.nvml import codes
-from gpu_monitor.sources.gpu.nvml.library import DriverGone
-from gpu_monitor.sources.gpu.nvml.reader import Reader, Refused
+from gpu_monitor.sources.gpu.nvml_child import codes
+from gpu_monitor.sources.gpu.nvml_child.library import DriverGone
+from gpu_monitor.sources.gpu.nvml_child.reader import Reader, Refused
 
 
 def _board(name: str) -> mmap.mmap:

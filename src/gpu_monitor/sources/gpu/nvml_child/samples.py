@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ctypes
 
-from gpu_monitor.sources.gpu.nvml import codes
-from gpu_monitor.sources.gpu.nvml.library import Handle, Library, check
+from gpu_monitor.sources.gpu.nvml_child import codes
+from gpu_monitor.sources.gpu.nvml_child.library import Handle, Library, check
 
 TOTAL_POWER, GPU_UTILIZATION, MEMORY_UTILIZATION = 0, 1, 2
 """nvmlSamplingType_t."""

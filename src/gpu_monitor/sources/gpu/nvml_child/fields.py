@@ -5,8 +5,8 @@ from __future__ import annotations
 import ctypes
 import struct
 
-from gpu_monitor.sources.gpu.nvml import codes
-from gpu_monitor.sources.gpu.nvml.library import Handle, Library, check, reason_of
+from gpu_monitor.sources.gpu.nvml_child import codes
+from gpu_monitor.sources.gpu.nvml_child.library import Handle, Library, check, reason_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

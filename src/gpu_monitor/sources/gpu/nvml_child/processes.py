@@ -5,8 +5,8 @@ from __future__ import annotations
 import ctypes
 import struct
 
-from gpu_monitor.sources.gpu.nvml import codes
-from gpu_monitor.sources.gpu.nvml.library import Handle, Library, check
+from gpu_monitor.sources.gpu.nvml_child import codes
+from gpu_monitor.sources.gpu.nvml_child.library import Handle, Library, check
 
 _ENTRY = struct.Struct("=I4xQII")  # nvmlProcessInfo_t, version 2 and 3: pid, bytes, GPU and compute instance
 _NOT_AVAILABLE = 2**64 - 1

@@ -8,8 +8,8 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 
-from gpu_monitor.sources.gpu.nvml import codes
-from gpu_monitor.sources.gpu.nvml.layouts import (
+from gpu_monitor.sources.gpu.nvml_child import codes
+from gpu_monitor.sources.gpu.nvml_child.layouts import (
     Memory,
     MemoryV2,
     Temperature,
@@ -17,7 +17,7 @@ from gpu_monitor.sources.gpu.nvml.layouts import (
     Violation,
     version_of,
 )
-from gpu_monitor.sources.gpu.nvml.library import Function, Handle, Library
+from gpu_monitor.sources.gpu.nvml_child.library import Function, Handle, Library
 
 _BLANK_64 = 0x7FFF_FFFF_FFFF_FFE0  # blank values of 64 bits lie from here on
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from gpu_monitor.sources.gpu.nvml import codes
-from gpu_monitor.sources.gpu.nvml.card import WIDE, Card, Instance, Tools
-from gpu_monitor.sources.gpu.nvml.events import XidEvents
-from gpu_monitor.sources.gpu.nvml.library import DeviceGone, DriverGone, Library
-from gpu_monitor.sources.gpu.nvml.processes import Found
-from gpu_monitor.sources.gpu.nvml.table import Absent, Identity, Table
+from gpu_monitor.sources.gpu.nvml_child import codes
+from gpu_monitor.sources.gpu.nvml_child.card import WIDE, Card, Instance, Tools
+from gpu_monitor.sources.gpu.nvml_child.events import XidEvents
+from gpu_monitor.sources.gpu.nvml_child.library import DeviceGone, DriverGone, Library
+from gpu_monitor.sources.gpu.nvml_child.processes import Found
+from gpu_monitor.sources.gpu.nvml_child.table import Absent, Identity, Table
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from gpu_monitor.sources.gpu.nvml.library import Board
+    from gpu_monitor.sources.gpu.nvml_child.library import Board
 
 _DOUBT_SECONDS = 60.0
 """A call that says its handle may be stale makes us look again which devices there are, this often at most."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ctypes
 
-from gpu_monitor.sources.gpu.nvml import codes
-from gpu_monitor.sources.gpu.nvml.layouts import EventData
-from gpu_monitor.sources.gpu.nvml.library import DriverGone, Library
+from gpu_monitor.sources.gpu.nvml_child import codes
+from gpu_monitor.sources.gpu.nvml_child.layouts import EventData
+from gpu_monitor.sources.gpu.nvml_child.library import DriverGone, Library
 
 _XID = 0x8  # nvmlEventTypeXidCriticalError
 _MOST = 64

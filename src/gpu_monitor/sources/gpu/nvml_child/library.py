@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from types import ModuleType
 
-from gpu_monitor.sources.gpu.nvml import codes
+from gpu_monitor.sources.gpu.nvml_child import codes
 
 # The child does without typing, dataclasses and enum of its own: 2 MB that it would never use.
 TYPE_CHECKING = False

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from gpu_monitor.sources.gpu.nvml import codes, steps
-from gpu_monitor.sources.gpu.nvml.fields import Fields
-from gpu_monitor.sources.gpu.nvml.gpm import ACTIVITY, INSTANCE_ACTIVITY, Gpm, Query
-from gpu_monitor.sources.gpu.nvml.library import Handle, Library, reason_of
-from gpu_monitor.sources.gpu.nvml.processes import Found, Room, read
-from gpu_monitor.sources.gpu.nvml.samples import (
+from gpu_monitor.sources.gpu.nvml_child import codes, steps
+from gpu_monitor.sources.gpu.nvml_child.fields import Fields
+from gpu_monitor.sources.gpu.nvml_child.gpm import ACTIVITY, INSTANCE_ACTIVITY, Gpm, Query
+from gpu_monitor.sources.gpu.nvml_child.library import Handle, Library, reason_of
+from gpu_monitor.sources.gpu.nvml_child.processes import Found, Room, read
+from gpu_monitor.sources.gpu.nvml_child.samples import (
     GPU_UTILIZATION,
     MEMORY_UTILIZATION,
     TOTAL_POWER,
     Buffer,
     Drain,
 )
-from gpu_monitor.sources.gpu.nvml.steps import Plan, Step, Values
+from gpu_monitor.sources.gpu.nvml_child.steps import Plan, Step, Values
 
 _DRAINED = (
     (GPU_UTILIZATION, "gpu_utilization", 1.0),
