@@ -267,5 +267,5 @@ class Reason:
     FAILED = "failed"
     """The driver answered with an error."""
     PENDING = "pending"
-    """A mean that needs a second reading."""
+    """Comes with a later reading of the same interval, or with the second one ever (a mean between two)."""
     MIG = "unsupported"

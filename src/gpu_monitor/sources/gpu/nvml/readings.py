@@ -81,6 +81,8 @@ class Shaper:
         for name in impossible:
             del values[name]
             reasons[name] = Reason.INVALID
+        if span is Span.FAST:
+            reasons[_THROTTLE] = Reason.PENDING  # a counter: once an interval is enough
         for name in _FAST_NAMES if span is Span.FAST else _ALL_NAMES:
             if name not in values and name not in reasons:
                 reasons[name] = Reason.UNSUPPORTED

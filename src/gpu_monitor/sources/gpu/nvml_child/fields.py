@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import struct
 
-from gpu_monitor.sources.gpu.nvml_child import codes
 from gpu_monitor.sources.gpu.nvml_child.library import Handle, Library, check, reason_of
 
 TYPE_CHECKING = False
@@ -122,17 +121,23 @@ class Fields:
             place += len(wants)
 
     def _choose(self, field: Field) -> Sequence[Asked] | None:
-        reason = "unsupported"
+        """The first set of fields that is whole, or may be another time; None where the card has none."""
+        reason, later = "unsupported", None
         for wants in field.wants:
             answers = self._ask(wants)
-            codes_seen = {code for _, code, _ in answers}
-            if codes_seen == {0} and not (field.wide and any(kind == _UINT for kind, _, _ in answers)):
+            reasons = {reason_of(code) for _, code, _ in answers if code}
+            if not reasons:
+                if field.wide and any(kind == _UINT for kind, _, _ in answers):
+                    continue
                 self.missing.pop(field.metric, None)
                 return wants
-            if codes.NO_PERMISSION in codes_seen:
+            if reasons == {"failed"} and later is None:
+                later = wants
+            if "denied" in reasons:
                 reason = "denied"
-        self.missing[field.metric] = reason
-        return None
+        if later is None:
+            self.missing[field.metric] = reason
+        return later
 
     def _links(self) -> list[tuple[Field, Sequence[Asked]]]:
         ((_, code, links),) = self._ask(((_LINKS, 0),))
@@ -147,10 +152,7 @@ class Fields:
         code = self._call(len(wants))
         if code:
             return [(0, code, 0)] * len(wants)
-        answers = [(kind, code, raw) for _, _, _, _, kind, code, raw in _ENTRY.iter_unpack(self._bytes)]
-        for _, code, _ in answers:
-            check(code)
-        return answers
+        return [(kind, code, raw) for _, _, _, _, kind, code, raw in _ENTRY.iter_unpack(self._bytes)]
 
     def _lay_out(self, wants: Sequence[Asked]) -> None:
         self._bytes = bytearray(_ENTRY.size * len(wants))
