@@ -50,7 +50,7 @@ def test_a_system_unit_promises(name: str) -> None:
     assert int(found["WatchdogSec"][0]) > 0
     assert found["Restart"] == ["always"]
     assert found["RestartPreventExitStatus"] == ["78"]
-    assert found["ExecReload"] == ["/bin/kill -HUP $MAINPID"]
+    assert found["ExecReload"] == ['/bin/sh -c "kill -HUP ${MAINPID}"']
     assert 5 < int(found["TimeoutStopSec"][0]) <= 15
     assert found["StateDirectory"] == found["RuntimeDirectory"] == found["LogsDirectory"] == ["gpu_monitor"]
     # systemd 252 gives a new one to the service's user, who has no business in /etc.
