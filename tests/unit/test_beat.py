@@ -148,16 +148,22 @@ def test_an_agent_that_was_stopped_for_long_has_a_gap() -> None:
     assert log.gaps[0].start == log.reads[2][0]
 
 
-def test_a_new_pace_begins_with_the_next_interval() -> None:
-    clock, stop = FakeClock(now=START), threading.Event()
-    log = Log(clock, stop, reads_left=14)
-    beat = Beat(
-        Pace(60, 10.0),
-        Hooks(log.read, lambda: None, log.stored.append, log.record, log.set_back.append),
-        clock,
-        stop,
+def test_a_new_pace_waits_until_intervals_of_both_lengths_begin() -> None:
+    clock, stop = FakeClock(now=START + 21), threading.Event()
+    log = Log(clock, stop, reads_left=9)
+    paced: list[tuple[Pace, float]] = []
+    hooks = Hooks(
+        log.read,
+        lambda: None,
+        log.stored.append,
+        log.record,
+        log.set_back.append,
+        lambda p, at: paced.append((p, at)),
     )
-    beat.change_pace(Pace(30, 10.0))
-    log.on_read = lambda number: None
+    beat = Beat(Pace(10, 10.0), hooks, clock, stop)
+    beat.change_pace(Pace(60, 30.0))
     beat.run()
-    assert {collection.interval for collection in log.stored} == {30}
+    starts = [(collection.start - START, collection.interval) for collection in log.stored]
+    assert starts[:5] == [(20, 10), (20, 10), (30, 10), (40, 10), (50, 10)]
+    assert starts[5:7] == [(60, 60), (120, 60)]
+    assert paced == [(Pace(60, 30.0), START + 60)]

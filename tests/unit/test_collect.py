@@ -57,6 +57,7 @@ def test_unknown_is_skipped_and_zero_is_counted() -> None:
 def test_impossible_values_are_null_with_the_reason() -> None:
     collector = Collector(longest=30)
     collector.add(round_of({"gpu_utilization": 101, "temperature": 255, "power_usage": 4294967.295}), 0)
+    collector.add(round_of({"gpu_utilization": 101, "temperature": 255, "power_usage": 4294967.295}), 10)
     row = collector.close(0, 60).gpus[0]
     assert dict(row.values) == {}
     assert row.reasons == {"gpu_utilization": "invalid", "temperature": "invalid", "power_usage": "invalid"}
@@ -109,7 +110,7 @@ def test_a_device_that_hangs_has_one_gap_from_its_last_reading() -> None:
     closed = collector.close(0, 60)
     cause = "hung in nvmlDeviceGetTemperature"
     assert closed.absences == (Absence(10, None, cause, "GPU-a"), Absence(10, 40, cause, "GPU-a"))
-    assert closed.gpus[0].seconds == 0  # two single readings; nothing in between is claimed
+    assert closed.gpus == ()  # two single instants; nothing in between is claimed
 
 
 def test_causes_that_change_are_gaps_of_their_own() -> None:

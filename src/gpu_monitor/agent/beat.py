@@ -59,13 +59,17 @@ class Pace:
 
 @dataclass(frozen=True)
 class Hooks:
-    """What the beat calls. `read` in bounded time; `store` never raises; `skipped` tells of a clock put back."""
+    """What the beat calls. `read` answers in bounded time; none of the others raises.
+
+    `set_back` is told that the clock was put back, `paced` that another pace holds from a moment on.
+    """
 
     read: Callable[[float, Span], Round]
     read_host: Callable[[], HostReading | None]
     store: Callable[[Collection], None]
     record: Callable[[list[Event], list[Absence]], None]
     set_back: Callable[[float], None]
+    paced: Callable[[Pace, float], None] = lambda pace, at: None
 
 
 class Beat:
@@ -84,9 +88,15 @@ class Beat:
         self._asleep = 0.0
         self._next_pace: Pace | None = None
 
+    def first(self) -> float:
+        """Take the first reading and return its time; what is before it is the hole that a start puts on record."""
+        return self._take_first()
+
     def run(self) -> None:
-        """The first reading at once, then on time until stopped; what the last interval gave is stored."""
-        self._begin()
+        """Store the first reading at once, then read on time until stopped; what the last interval gave is stored."""
+        if self._last is None:
+            self._take_first()
+        self._hooks.store(self._collector.snapshot(self._slot, self.pace.interval))
         while not self._stop.is_set():
             at = self._times[0]
             # On monotonic time, so that a clock put back by an hour does not hold the next reading for one.
@@ -103,24 +113,31 @@ class Beat:
             self._hooks.store(self._collector.close(self._slot, self.pace.interval))
 
     def change_pace(self, pace: Pace) -> None:
-        """Take another pace from the next interval on."""
+        """Take another pace from the next moment on at which intervals of both lengths begin."""
         self._next_pace = pace
 
-    def _begin(self) -> None:
-        """Start (again) in the middle of an interval: read, and store what there is at once."""
+    def _take_first(self) -> float:
+        """Read in the middle of an interval, with nothing before it."""
         now = self._clock.now()
         self._offset, self._asleep = now - self._clock.monotonic(), self._clock.suspended()
         self._enter(int(now // self.pace.interval) * self.pace.interval, now)
         self._collector.cut()
         self._last = None
         self._read(now, closes=False)
+        return now
+
+    def _begin(self) -> None:
+        """Start again after a hole, and store what there is at once."""
+        self._take_first()
         self._hooks.store(self._collector.snapshot(self._slot, self.pace.interval))
 
     def _enter(self, slot: int, now: float) -> None:
-        if self._next_pace is not None:
-            self.pace, self._next_pace = self._next_pace, None
-            self._collector.longest = _longest(self.pace)
-            slot = int(now // self.pace.interval) * self.pace.interval
+        fresh = self._next_pace
+        # Only where intervals of both lengths begin: a new one never overlaps one that is stored already.
+        if fresh is not None and slot % fresh.interval == 0:
+            self.pace, self._next_pace = fresh, None
+            self._collector.longest = _longest(fresh)
+            self._hooks.paced(fresh, float(slot))
         self._slot = slot
         times = reading_times(slot, self.pace.interval, self.pace.reading)
         self._times = [time for time in times if time > now + 0.001]

@@ -298,8 +298,9 @@ class Collector:
         return Collection(start, interval, self._last or float(start), gpus, host)
 
     def close(self, start: int, interval: int) -> Collection:
-        """End the interval and hand over what it gave."""
-        gpus = tuple(self._row(uid, *self._tracks[uid].finish()) for uid in self._ordered())
+        """End the interval and hand over what it gave; a device seen only at one instant covers nothing of it."""
+        rows = [self._row(uid, *self._tracks[uid].finish()) for uid in self._ordered()]
+        gpus = tuple(row for row in rows if row.seconds > 0)
         host = self._host.finish() if self._host.at is not None else None
         result = Collection(
             start,

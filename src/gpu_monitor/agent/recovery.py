@@ -56,13 +56,22 @@ def find_hole(
 
 
 def begin_run(
-    store: Store, clock: Clock, machine: Machine, *, interval: int, pid: int, version: str, describe: str
+    store: Store,
+    clock: Clock,
+    machine: Machine,
+    *,
+    now: float,
+    interval: int,
+    pid: int,
+    version: str,
+    describe: str,
 ) -> int:
     """Put the start on record: the hole before it, gaps left open, the run itself. Returns the run's number.
 
+    `now` is the time of the first reading: up to it there is no data.
+
     One transaction: killed half way, the next start finds the same hole again.
     """
-    now = clock.now()
     with store.writer.transaction() as connection:
         row = connection.execute(
             "SELECT ended_how, boot_id, suspended FROM runs ORDER BY id DESC LIMIT 1"

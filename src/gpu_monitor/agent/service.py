@@ -42,7 +42,7 @@ class Parts:
     clock: Clock
     machine: Machine
     queue: Queue
-    ballast: Callable[[bool], None]
+    ballast: Callable[[bool], object]
     """Called with False to give the ballast file up, with True to lay it down again."""
     xids: XidWatch
     watchdog: Callable[[], None] = lambda: None
@@ -64,15 +64,17 @@ class Agent:
         self._overflow: list[Absence] = []
         self._until: float | None = None
         self._schedule = Schedule(parts.clock)
-        hooks = Hooks(self._read, self._read_host, self._store, self._record, self._set_back)
+        hooks = Hooks(self._read, self._read_host, self._store, self._record, self._set_back, self._paced)
         self._beat = Beat(pace, hooks, parts.clock, stop)
 
     def run(self, until: float | None = None) -> None:
         """Collect until stopped, or until the clock says `until`."""
         parts = self._parts
+        first = self._beat.first()
         self._run = begin_run(
             parts.store, parts.clock, parts.machine,
-            interval=self._pace.interval, pid=os.getpid(), version=__version__, describe=self._describe,
+            now=first, interval=self._pace.interval, pid=os.getpid(), version=__version__,
+            describe=self._describe,
         )  # fmt: skip
         self._until = until
         self._schedule.add("rollup", self._roll_up)
@@ -98,27 +100,34 @@ class Agent:
             )
 
     def change_pace(self, pace: Pace) -> None:
-        """Take another pace from the next interval on (the configuration was read again)."""
-        self._pace = pace
-        self._beat.change_pace(pace)
-        now = self._parts.clock.now()
-        with self._parts.store.writer.transaction() as connection:
-            # A run tells from when on which interval held; a change is recorded as a run that goes on.
-            connection.execute(
-                "UPDATE runs SET ended = ?, ended_how = 'reloaded' WHERE id = ?", (now, self._run)
-            )
-            cursor = connection.execute(
-                "INSERT INTO runs (started, pid, boot_id, version, interval_seconds, suspended) VALUES (?, ?, ?, ?, ?, ?)",
-                (
-                    now,
-                    os.getpid(),
-                    self._parts.machine.boot_id,
-                    __version__,
-                    pace.interval,
-                    self._parts.clock.suspended(),
-                ),
-            )
-            self._run = int(cursor.lastrowid or 0)
+        """Take another pace as soon as intervals of both lengths begin together."""
+        if pace != self._pace:
+            self._pace = pace
+            self._beat.change_pace(pace)
+
+    def _paced(self, pace: Pace, at: float) -> None:
+        """Another pace holds from `at` on: kept as a run that goes on, so that an hour knows what to expect."""
+        parts = self._parts
+        try:
+            with parts.store.writer.transaction() as connection:
+                connection.execute(
+                    "UPDATE runs SET ended = ?, ended_how = 'reloaded' WHERE id = ?", (at, self._run)
+                )
+                cursor = connection.execute(
+                    "INSERT INTO runs (started, pid, boot_id, version, interval_seconds, suspended)"
+                    " VALUES (?, ?, ?, ?, ?, ?)",
+                    (
+                        at,
+                        os.getpid(),
+                        parts.machine.boot_id,
+                        __version__,
+                        pace.interval,
+                        parts.clock.suspended(),
+                    ),
+                )
+                self._run = int(cursor.lastrowid or 0)
+        except StorageError as error:
+            self._say_trouble(error)
 
     def nudge(self, job: str) -> None:
         """Run a background job soon (used when the configuration was read again)."""

@@ -190,7 +190,7 @@ class Store:
         self, key: int, base_key: int, seconds: float, columns: list[int | None], metrics: tuple[Metric, ...]
     ) -> tuple[int | None, ...]:
         """The row to store; the interval a run before left half done is completed, not replaced."""
-        tenths = round(seconds * 10)
+        tenths = int(seconds * 10 + 1e-6)  # never more than was covered: 59.97 s are not a whole minute
         base = self._base.get(base_key) if self._base_start == key >> 20 else None
         if base is None:
             return (key, tenths, *columns)

@@ -8,7 +8,7 @@ import logging
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from gpu_monitor import __version__
 from gpu_monitor.agent.ask import parse_fields
@@ -25,6 +25,9 @@ from gpu_monitor.core.errors import EXIT_DONE, EXIT_NOTHING, ConfigError, GpuMon
 from gpu_monitor.core.times import parse_moment
 
 _LOG = logging.getLogger("agent")
+
+Handler = Callable[[int, object], None]
+"""What a signal calls: its number and the frame it interrupted."""
 
 
 def run(args: argparse.Namespace) -> int:
@@ -84,17 +87,16 @@ def _signals(
     def reload(_number: int, _frame: object) -> None:
         _reload(agent, assembly, args, loaded)
 
-    handlers = {signal.SIGTERM: end, signal.SIGINT: end}
-    for name, handler in (("SIGHUP", reload), ("SIGBREAK", end)):
-        number = getattr(signal, name, None)
-        if number is not None:
-            handlers[number] = handler
+    handlers: dict[signal.Signals, Handler] = {signal.SIGTERM: end, signal.SIGINT: end}
+    # Windows has no SIGHUP, and only Windows has SIGBREAK.
+    wanted: tuple[tuple[str, Handler], ...] = (("SIGHUP", reload), ("SIGBREAK", end))
+    handlers.update({getattr(signal, name): handler for name, handler in wanted if hasattr(signal, name)})
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, previous in before.items():
+            signal.signal(number, previous)
 
 
 def _reload(agent: Agent, assembly: Assembly, args: argparse.Namespace, loaded: Loaded) -> None:

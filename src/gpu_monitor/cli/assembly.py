@@ -14,7 +14,7 @@ from pathlib import Path
 
 from gpu_monitor.agent.ask import load_plan, plan_text
 from gpu_monitor.agent.identity import establish
-from gpu_monitor.agent.ledger import refresh
+from gpu_monitor.agent.ledger import Ledger, refresh
 from gpu_monitor.agent.recovery import Machine
 from gpu_monitor.agent.retain import Limits, Retention
 from gpu_monitor.agent.rollup import Rollup
@@ -23,15 +23,17 @@ from gpu_monitor.agent.ship import Shipper
 from gpu_monitor.agent.store import LOCAL_NODE, Store
 from gpu_monitor.agent.waiting import Queue
 from gpu_monitor.agent.xids import XidWatch
-from gpu_monitor.cli.clocks import choose_clock
+from gpu_monitor.cli.clocks import check_flags, choose_clock
 from gpu_monitor.cli.sources import Chosen, choose_source, is_played
-from gpu_monitor.config.load import Loaded, service_environment
+from gpu_monitor.config.load import Loaded, read_token, service_environment
 from gpu_monitor.config.model import Settings
 from gpu_monitor.core.buckets import PeriodPlan
 from gpu_monitor.core.clock import Clock
 from gpu_monitor.core.errors import ConfigError, StorageBusy
+from gpu_monitor.core.model import Identity
 from gpu_monitor.core.ports import HostSource, ProcessLookup
 from gpu_monitor.service.notify import Notifier
+from gpu_monitor.sinks.http import HttpSink, Target
 from gpu_monitor.sources.host.kernel_log import KernelLog
 from gpu_monitor.sources.host.machine import boot_id, boot_time, machine_id
 from gpu_monitor.sources.host.processes import ProcessDirectory
@@ -41,6 +43,7 @@ from gpu_monitor.storage.ballast import Ballast
 from gpu_monitor.storage.database import Writer
 from gpu_monitor.storage.locks import FileLock, agent_path, holder
 from gpu_monitor.storage.salvage import open_store
+from gpu_monitor.storage.tables import GPU_FIELDS
 
 _LOG = logging.getLogger("agent")
 _LOCK_PATIENCE = 2.0
@@ -94,6 +97,7 @@ def agent_lock(store: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def assemble(args: argparse.Namespace, loaded: Loaded) -> Iterator[Assembly]:
     """The agent that flags and settings ask for; everything is let go of at the end."""
+    check_flags(args, is_played(args))
     path = loaded.store
     if not path.parent.is_dir():
         raise ConfigError(
@@ -107,11 +111,20 @@ def assemble(args: argparse.Namespace, loaded: Loaded) -> Iterator[Assembly]:
         _refuse_mixture(writer, played, path)
         data_end = writer.get_meta("data_end")
         clock = choose_clock(args, played, path, None if data_end is None else float(data_end))
-        chosen = choose_source(args, loaded, clock.now())
+        chosen = choose_source(args, loaded, clock.now(), known_gpus(writer))
         stack.callback(chosen.source.close)
         if chosen.warning:
             _LOG.warning("%s", chosen.warning)
         yield _build(args, loaded, writer, clock, chosen, stack)
+
+
+def known_gpus(writer: Writer) -> tuple[Identity, ...]:
+    """The GPUs that earlier runs recorded here, each once with its newest identity."""
+    names = ", ".join(GPU_FIELDS)
+    rows = writer.rows(
+        f"SELECT {names} FROM gpus WHERE node = ? AND source = 'nvml' ORDER BY id", (LOCAL_NODE,)
+    )
+    return tuple({row[0]: Identity(*row) for row in rows}.values())
 
 
 def _refuse_mixture(writer: Writer, played: bool, path: Path) -> None:
@@ -142,11 +155,12 @@ def _build(
     establish(writer, machine_id(), clock.now())
     store = Store(writer, keep_plan(writer, settings.collection.aggregation_interval_hours, clock.now()))
     retention = Retention(writer, _limits(settings))
-    ship = _shipper(args, loaded, writer, clock, stop, stack)
+    current = [loaded]
+    ship = _shipper(args, current, writer, clock, stop, stack)
     ballast = Ballast(loaded.store, settings.database.ballast_mb)
     ballast.lay()
     notifier = Notifier.from_environment(service_environment(), os.getpid())
-    xids = XidWatch(KernelLog() if settings.collection.kernel_log and not played else None)
+    xids = _xid_watch(settings, played)
     stack.callback(xids.close)
     host, lookup = (None, None) if played else _machine_readers(loaded)
     parts = Parts(
@@ -159,6 +173,9 @@ def _build(
     )  # fmt: skip
 
     def apply(fresh: Loaded) -> None:
+        if (fresh.settings.server.url is None) != (current[0].settings.server.url is None):
+            _LOG.warning("server.url was set or removed: restart the agent to begin or end sending")
+        current[0] = fresh
         retention.limits = _limits(fresh.settings)
         store.plan = keep_plan(writer, fresh.settings.collection.aggregation_interval_hours, clock.now())
 
@@ -172,6 +189,15 @@ def _machine_readers(loaded: Loaded) -> tuple[HostSource | None, ProcessLookup |
     return host, lookup
 
 
+def _xid_watch(settings: Settings, played: bool) -> XidWatch:
+    if played or not settings.collection.kernel_log:
+        return XidWatch(None)
+    log = KernelLog()
+    if log.reason:
+        _LOG.info("Xid errors come from the driver only: %s", log.reason)
+    return XidWatch(log)
+
+
 def _limits(settings: Settings) -> Limits:
     database = settings.database
     return Limits(
@@ -181,15 +207,26 @@ def _limits(settings: Settings) -> Limits:
 
 def _shipper(
     args: argparse.Namespace,
-    loaded: Loaded,
+    current: list[Loaded],
     writer: Writer,
     clock: Clock,
     stop: threading.Event,
     stack: contextlib.ExitStack,
 ) -> Callable[[], float] | None:
-    if args.offline or loaded.settings.server.url is None:
+    """What ships the ledger, None where nothing is to be sent. `current` holds the settings in force."""
+    server = current[0].settings.server
+    if args.offline or server.url is None:
         return None
-    shipper = Shipper(writer, loaded, clock, stop)
+
+    def open_sink() -> HttpSink:
+        loaded = current[0]
+        server = loaded.settings.server
+        ca_file = loaded.resolve(server.ca_file) if server.ca_file else None
+        target = Target(server.url or "", str(server.contract_number), ca_file, server.timeout_seconds)
+        return HttpSink(target, lambda: read_token(current[0]), stop)
+
+    ledger = Ledger(writer, str(server.contract_number), server.spread_seconds)
+    shipper = Shipper(writer, ledger, open_sink, clock, stop)
     stack.callback(shipper.close)
     return shipper.run_once
 

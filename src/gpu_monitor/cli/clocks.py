@@ -13,6 +13,16 @@ _DEFAULT_BACK = 86400.0
 """A sped-up simulation begins a day ago and runs up to the present."""
 
 
+def check_flags(args: argparse.Namespace, played: bool) -> None:
+    """UsageError where --speed or --start make no sense, before anything is opened."""
+    if not played and (args.speed != 1.0 or args.start):
+        raise UsageError("--speed and --start need --simulate or --replay", "Real time cannot be sped up.")
+    if not 1.0 <= args.speed <= 1_000_000:
+        raise UsageError(
+            f"--speed {args.speed:g} is not between 1 and 1000000", "Try --speed 720: a day in two minutes."
+        )
+
+
 def choose_clock(args: argparse.Namespace, played: bool, store: Path, data_end: float | None) -> Clock:
     """The clock that the flags ask for. `played`: simulated or replayed; `data_end`: where the store's rows end.
 

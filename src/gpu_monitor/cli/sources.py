@@ -9,10 +9,13 @@ from pathlib import Path
 
 from gpu_monitor.config.load import Loaded
 from gpu_monitor.core.errors import SourceUnavailable, UsageError
+from gpu_monitor.core.model import Identity
 from gpu_monitor.core.ports import Source
-from gpu_monitor.sources.gpu.nvml import NvmlSettings, open_nvml
+from gpu_monitor.sources.gpu.nvml.settings import NvmlSettings
+from gpu_monitor.sources.gpu.nvml.source import open_nvml
 from gpu_monitor.sources.gpu.replay import open_replay
-from gpu_monitor.sources.gpu.simulated import Fault, SimulatedSource
+from gpu_monitor.sources.gpu.simulated import SimulatedSource, parse_simulate
+from gpu_monitor.sources.gpu.simulated_faults import Fault
 
 
 @dataclass(frozen=True)
@@ -29,8 +32,13 @@ def is_played(args: argparse.Namespace) -> bool:
     return args.simulate is not None or args.replay is not None
 
 
-def choose_source(args: argparse.Namespace, loaded: Loaded, start: float = 0.0) -> Chosen:
-    """The source; simulation and replay only where asked for. `start`: the agent's time now, for faults."""
+def choose_source(
+    args: argparse.Namespace, loaded: Loaded, start: float = 0.0, known: tuple[Identity, ...] = ()
+) -> Chosen:
+    """The source; simulation and replay only where asked for.
+
+    `start`: the agent's time now, for faults and replay. `known`: GPUs that earlier runs recorded here.
+    """
     if args.simulate is not None and args.replay is not None:
         raise UsageError("--simulate and --replay exclude each other", "Give one of them.")
     if args.fault and args.simulate is None:
@@ -40,23 +48,21 @@ def choose_source(args: argparse.Namespace, loaded: Loaded, start: float = 0.0) 
     if args.replay is not None:
         source = open_replay(Path(args.replay), start)
         return Chosen(source, f"replay of {args.replay} (not this machine's GPUs)")
-    return open_machine(loaded)
+    return open_machine(loaded, known)
 
 
 def _simulated(text: str, seed: int, faults: Sequence[str], start: float) -> Chosen:
-    number, _, model = text.partition(":")
-    if not number.isdigit() or not 1 <= int(number) <= 1024:
-        raise UsageError(
-            f"--simulate {text!r}: expected N or N:MODEL, N from 1 to 1024", "Try --simulate 8:h100."
-        )
+    count, model = parse_simulate(text)
     parsed = [Fault.parse(fault, start) for fault in faults]
-    source = SimulatedSource(int(number), model or "h100", seed=seed, faults=parsed)
-    return Chosen(source, f"{number} SIMULATED GPUs ({model or 'h100'}, seed {seed})")
+    return Chosen(
+        SimulatedSource(count, model, seed=seed, faults=parsed),
+        f"{count} SIMULATED GPUs ({model}, seed {seed})",
+    )
 
 
-def open_machine(loaded: Loaded) -> Chosen:
+def open_machine(loaded: Loaded, known: tuple[Identity, ...] = ()) -> Chosen:
     collection = loaded.settings.collection
-    source = open_nvml(NvmlSettings(deadline_seconds=collection.deadline_seconds))
+    source = open_nvml(NvmlSettings(deadline_seconds=collection.deadline_seconds, known=known))
     try:
         source.probe()
     except SourceUnavailable as error:

@@ -53,7 +53,8 @@ class SystemClock:
 class FastClock:
     """A clock that starts at `start` and runs `speed` times as fast, but never past the real time.
 
-    It serves simulation and replay: where the agent cannot keep up, the clock waits for it instead
+    It stands still until it is first waited on, so that building the agent takes none of its time. It
+    serves simulation and replay: where the agent cannot keep up, the clock waits for it instead
     of making it miss intervals, so a sped-up day holds every minute. Once it has caught up with the
     present it goes on at the pace of the real clock.
     """
@@ -61,14 +62,19 @@ class FastClock:
     def __init__(self, start: float, speed: float, real: Clock | None = None) -> None:
         self.speed = speed
         self._real = real or SystemClock()
-        self._lag = max(0.0, self._real.now() - start)
-        self._at = self._real.monotonic()
+        self._start = start
+        self._is_going = False
+        self._lag = 0.0
+        self._at = 0.0
         self._lock = threading.Lock()
 
     def _settle(self) -> float:
         """Seconds behind the real clock now."""
         with self._lock:
             moment = self._real.monotonic()
+            if not self._is_going:
+                self._at, self._lag = moment, max(0.0, self._real.now() - self._start)
+                return self._lag
             self._lag = max(0.0, self._lag - (moment - self._at) * (self.speed - 1.0))
             self._at = moment
             return self._lag
@@ -89,6 +95,8 @@ class FastClock:
 
     def wait(self, event: threading.Event, deadline: float) -> bool:
         """Wait for `event` or the deadline of the simulated monotonic clock."""
+        self._settle()
+        self._is_going = True
         while not event.is_set():
             left = deadline - self.monotonic()
             if left <= 0:

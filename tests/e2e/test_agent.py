@@ -1,0 +1,160 @@
+"""The agent as a process: signals, locks, refusals, a configuration that changes under it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.e2e.program import ask, configure, query, running
+
+PATIENCE = 30.0
+
+
+def until(check: Callable[[], object], what: str) -> None:
+    """Wait for something another process does (its own time, not ours)."""
+    deadline = time.monotonic() + PATIENCE
+    while not check():
+        assert time.monotonic() < deadline, f"never happened: {what}"
+        time.sleep(0.02)
+
+
+def rows(store: Path, sql: str) -> list[tuple[object, ...]]:
+    """Rows, or none while the store is being made."""
+    try:
+        return query(store, sql) if store.exists() else []
+    except sqlite3.OperationalError:
+        return []
+
+
+def test_sigterm_stops_in_time_with_everything_stored(tmp_path: Path) -> None:
+    store = tmp_path / "gpu_metrics.db"
+    config = configure(tmp_path, collection={"interval_seconds": 1, "reading_seconds": 1})
+    with running(tmp_path, "-c", str(config), "--simulate", "2") as process:
+        until(lambda: len(rows(store, "SELECT DISTINCT id >> 20 FROM samples_raw")) >= 3, "three intervals")
+        began = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=10) == 0
+        assert time.monotonic() - began < 5
+    assert not (tmp_path / "gpu_metrics.db-wal").exists()
+    assert query(store, "SELECT ended_how FROM runs") == [("stopped",)]
+    assert [row[0] for row in query(store, "SELECT kind FROM events ORDER BY id")] == [
+        "agent_started",
+        "agent_stopped",
+    ]
+
+
+def test_a_second_agent_names_the_first_and_leaves_at_once(tmp_path: Path) -> None:
+    store = tmp_path / "gpu_metrics.db"
+    configure(tmp_path)
+    with running(tmp_path, "--simulate", "1") as process:
+        until(lambda: rows(store, "SELECT 1 FROM samples_raw"), "a first row")
+        second = ask(tmp_path, "--simulate", "1")
+        assert second.returncode == 1
+        assert f"pid {process.pid}" in second.stderr
+        process.send_signal(signal.SIGKILL)
+        process.wait(timeout=10)
+    third = ask(
+        tmp_path,
+        "--simulate",
+        "1",
+        "--until",
+        "+1s",
+        "-c",
+        str(configure(tmp_path, collection={"interval_seconds": 1})),
+    )
+    assert third.returncode == 0, third.stderr
+    kinds = [row[0] for row in query(store, "SELECT kind FROM events ORDER BY id")]
+    assert kinds.count("agent_killed") == 1
+
+
+def test_simulated_and_real_rows_never_share_a_store(tmp_path: Path) -> None:
+    config = configure(tmp_path, collection={"interval_seconds": 1})
+    assert ask(tmp_path, "-c", str(config), "--simulate", "1", "--until", "+1s").returncode == 0
+    store = tmp_path / "gpu_metrics.db"
+    with sqlite3.connect(store) as connection:
+        connection.execute("UPDATE gpus SET source = 'nvml', uid = 'GPU-x'")
+    connection.close()
+    done = ask(tmp_path, "-c", str(config), "--simulate", "1", "--until", "+1s")
+    assert done.returncode == 78
+    assert "database.file" in done.stderr
+
+
+def test_sighup_takes_over_a_good_configuration_and_refuses_a_bad_one(tmp_path: Path) -> None:
+    store = tmp_path / "gpu_metrics.db"
+    config = configure(tmp_path, collection={"interval_seconds": 1})
+    console = tmp_path / "console.txt"
+    with running(tmp_path, "-c", str(config), "--simulate", "1") as process:
+        until(lambda: len(rows(store, "SELECT 1 FROM samples_raw")) >= 2, "two intervals")
+        config.write_text('{"collection": {"interval_seconds": "often"}}')
+        process.send_signal(signal.SIGHUP)
+        until(lambda: "stays in force" in console.read_text(), "the refusal")
+        assert "interval_seconds" in console.read_text()
+        config.write_text('{"collection": {"interval_seconds": 2}}')
+        process.send_signal(signal.SIGHUP)
+        until(lambda: rows(store, "SELECT 1 FROM runs WHERE interval_seconds = 2"), "the new pace")
+        before = len(rows(store, "SELECT 1 FROM samples_raw"))
+        until(lambda: len(rows(store, "SELECT 1 FROM samples_raw")) >= before + 2, "rows at the new pace")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=10) == 0
+    latest = [row[0] for row in query(store, "SELECT DISTINCT id >> 20 FROM samples_raw ORDER BY 1")][-2:]
+    assert all(start % 2 == 0 for start in latest)
+
+
+def test_faults_of_simulated_gpus_are_on_record(tmp_path: Path) -> None:
+    config = configure(tmp_path)
+    done = ask(
+        tmp_path, "-c", str(config), "--simulate", "2:h100", "--speed", "3000",
+        "--start", "2024-03-20T00:00:00Z", "--until", "2024-03-20T01:30:00Z",
+        "--fault", "gpu=1 at=2024-03-20T00:10:00Z for=10m kind=lost",
+        "--fault", "gpu=0 at=2024-03-20T00:40:00Z kind=xid xid=79",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    store = tmp_path / "gpu_metrics.db"
+    uid = query(store, 'SELECT uid FROM gpus WHERE "index" = 1')[0][0]
+    ((gap_uid, start, end, cause),) = query(store, 'SELECT uid, start, "end", cause FROM gaps')
+    assert gap_uid == uid
+    assert 1710893400 - 15 <= start <= 1710893400
+    assert 1710893400 + 600 <= end <= 1710893400 + 615
+    assert "lost" in cause.lower()
+    missing = query(
+        store,
+        "SELECT count(*) FROM samples_raw r JOIN gpus g ON g.id = r.id & 65535 WHERE g.uid = ?"
+        " AND r.id >> 20 BETWEEN 1710893400 AND 1710893400 + 540",
+        (uid,),
+    )
+    assert missing == [(0,)]
+    found = query(store, "SELECT detail FROM events WHERE kind = 'xid' AND uid <> ?", (uid,))
+    (detail,) = [json.loads(row[0]) for row in found]
+    assert detail["xid"] == 79
+    assert detail["advice"]
+    coverage = dict(
+        query(
+            store,
+            "SELECT g.uid, a.coverage FROM aggregates a JOIN gpus g ON g.id = a.gpu WHERE a.period = 1710892800",
+        )
+    )
+    assert coverage[uid] < 0.85
+    assert [value for other, value in coverage.items() if other != uid] == [1.0]
+
+
+def test_without_a_gpu_it_warns_and_records_the_host(tmp_path: Path) -> None:
+    store = tmp_path / "gpu_metrics.db"
+    config = configure(tmp_path, collection={"interval_seconds": 1})
+    console = tmp_path / "console.txt"
+    with running(tmp_path, "-c", str(config), LD_LIBRARY_PATH=str(tmp_path)) as process:
+        until(
+            lambda: len(rows(store, "SELECT 1 FROM hosts_raw WHERE memory_used IS NOT NULL")) >= 3,
+            "host rows",
+        )
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=10) == 0
+    if os.path.exists("/dev/nvidiactl"):
+        return
+    assert "WARNING" in console.read_text()
+    assert query(store, "SELECT count(*) FROM samples_raw") == [(0,)]
+    assert query(store, "SELECT count(*) FROM gpus") == [(0,)]
