@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import pytest
 
@@ -23,3 +24,11 @@ def recording(name: str) -> Path:
         if (folder / name).is_file():
             return folder / name
     pytest.skip(f"the recording {name} is in neither {_COPIES} nor {recordings_folder()}")
+
+
+def zone_named(name: str) -> ZoneInfo:
+    """The time zone `name`; skips the test on a machine without a time zone database."""
+    try:
+        return ZoneInfo(name)
+    except ZoneInfoNotFoundError:
+        pytest.skip(f"this machine knows no time zone {name} (package tzdata)")

@@ -11,12 +11,13 @@ import sys
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
-from zoneinfo import ZoneInfo
 
 import pytest
 
+from gpu_monitor.agent.retain import Limits, Retention
+from gpu_monitor.storage.database import Writer
 from tests.e2e.program import PROGRAM, ask, configure, environment, query
-from tests.recordings import recording
+from tests.recordings import recording, zone_named
 
 UTC = timezone.utc
 BEGIN = datetime(2026, 5, 1, 10, 0, tzinfo=UTC)
@@ -230,13 +231,13 @@ def test_standard_input(tmp_path: Path) -> None:
 
 def test_times_without_offset_are_local_or_of_the_zone_given(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text(HEADER + log(range(0, 60, 5), gpus=1))
+    expected = BEGIN.replace(tzinfo=zone_named("America/St_Johns")).timestamp()
     for node, zone, words in (
         ("local", "America/St_Johns", ()),
         ("given", "UTC", ("--timezone", "America/St_Johns")),
         ("offset", "UTC", ("--timezone", "-02:30")),
     ):
         assert take(tmp_path, "a.csv", "--node", f"{node}-zone", *words, zone=zone).returncode == 0
-    expected = BEGIN.replace(tzinfo=ZoneInfo("America/St_Johns")).timestamp()
     assert {row[2] for row in samples(tmp_path)} == {expected}
 
 
@@ -283,6 +284,38 @@ def test_what_the_log_does_not_hold_is_null_with_that_reason(tmp_path: Path) -> 
     ]
     hour = query(store, "SELECT energy, energy_seconds, temperature FROM aggregates")
     assert hour == [(None, None, None)]
+
+
+def test_old_history_is_kept_by_the_age_of_its_import(tmp_path: Path) -> None:
+    """A log of 2019, imported now: rows for 30 days, hours for a year, and no hour is thinned by what is gone."""
+    (tmp_path / "a.csv").write_text((HEADER + log(range(0, 7200, 5))).replace("2026/05/01", "2019/05/01"))
+    assert take(tmp_path, "a.csv").returncode == 0
+    store = tmp_path / "gpu_metrics.db"
+    rows, hours, now = (
+        len(samples(tmp_path)),
+        aggregates(tmp_path),
+        query(store, "SELECT time FROM imports")[0][0],
+    )
+
+    def prune(days: float) -> None:
+        writer = Writer(store)
+        try:
+            Retention(writer, Limits(30, 365, None, False)).run(now + days * 86400)
+        finally:
+            writer.close()
+
+    prune(29)
+    assert (len(samples(tmp_path)), aggregates(tmp_path)) == (rows, hours)
+    prune(31)
+    assert (samples(tmp_path), aggregates(tmp_path)) == ([], hours)
+    # Half of the log again: its hours were aggregated from more than that, and stay.
+    (tmp_path / "a.csv").write_text((HEADER + log(range(0, 1800, 5))).replace("2026/05/01", "2019/05/01"))
+    done = take(tmp_path, "a.csv", "--json")
+    (file,) = json.loads(done.stdout)["files"]
+    assert (file["pruned"], file["stored"]) == (60, 0)
+    assert (samples(tmp_path), aggregates(tmp_path)) == ([], hours)
+    prune(366)
+    assert aggregates(tmp_path) == []
 
 
 def test_a_killed_import_is_completed_by_the_next(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import csv
 from collections import Counter
 from datetime import datetime, timezone
 from pathlib import Path
-from zoneinfo import ZoneInfo
 
 import pytest
 from hypothesis import given
@@ -17,7 +16,7 @@ from gpu_monitor.core.model import Status
 from gpu_monitor.sources.recorded.csv import split_cells
 from gpu_monitor.sources.recorded.log import RecordedLog
 from gpu_monitor.sources.recorded.rows import Findings, ReadOptions, RecordedRow
-from tests.recordings import recording
+from tests.recordings import recording, zone_named
 
 UTC = timezone.utc
 MIB = 1 << 20
@@ -208,7 +207,7 @@ def test_quoted_semicolons_and_tabs(tmp_path: Path) -> None:
 
 
 def test_date_and_time_in_two_columns_and_utc_by_name(tmp_path: Path) -> None:
-    berlin = ReadOptions(timezone=ZoneInfo("Europe/Berlin"))
+    berlin = ReadOptions(timezone=zone_named("Europe/Berlin"))
     rows, _ = read_text(tmp_path, "date,time,gpu_util\n2026-05-01,12:00:00,7\n", berlin)
     assert rows[0].time == at(10)
     rows, _ = read_text(tmp_path, "timestamp_utc,gpu_util\n2026-05-01 10:00:00,7\n", berlin)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta, timezone
-from zoneinfo import ZoneInfo
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gpu_monitor.sources.recorded.stamps import StampReader, pick
+from tests.recordings import zone_named
 
 UTC = timezone.utc
-BERLIN = ZoneInfo("Europe/Berlin")
+BERLIN = "Europe/Berlin"
 
 # 2026-04-25 16:06:06 UTC, from `date -u -d '2026-04-25 16:06:06' +%s`.
 EPOCH = 1777133166
@@ -54,7 +54,7 @@ def test_what_is_no_time(text: str) -> None:
 
 
 def test_an_offset_in_the_log_wins_over_the_zone() -> None:
-    reader = StampReader(BERLIN)
+    reader = StampReader(zone_named(BERLIN))
     assert reader.candidates("2026-04-25 18:06:06") == (EPOCH,)
     assert reader.candidates("2026-04-25 16:06:06Z") == (EPOCH,)
 
@@ -72,12 +72,12 @@ def test_small_numbers_count_from_the_start_if_there_is_one() -> None:
 def test_the_hour_that_is_repeated_has_two_meanings() -> None:
     # Germany put its clocks back on 2026-10-25 at 01:00 UTC: 02:30 was at 00:30 UTC and at 01:30 UTC.
     first = datetime(2026, 10, 25, 0, 30, tzinfo=UTC).timestamp()
-    assert StampReader(BERLIN).candidates("2026/10/25 02:30:00") == (first, first + 3600)
+    assert StampReader(zone_named(BERLIN)).candidates("2026/10/25 02:30:00") == (first, first + 3600)
 
 
 def test_a_time_the_clock_jumped_over_is_counted() -> None:
     # Germany put its clocks forward on 2026-03-29 from 02:00 to 03:00.
-    reader = StampReader(BERLIN)
+    reader = StampReader(zone_named(BERLIN))
     assert len(reader.candidates("2026/03/29 02:30:00")) == 1
     assert reader.imaginary == 1
 
@@ -86,9 +86,9 @@ def test_a_log_through_the_repeated_hour_never_goes_back() -> None:
     """Written every 10 minutes through the change, as nvidia-smi would in local time."""
     begin = datetime(2026, 10, 24, 23, 30, tzinfo=UTC)
     real = [begin + timedelta(minutes=10 * n) for n in range(18)]
-    reader, read, last = StampReader(BERLIN), [], None
+    reader, read, last = StampReader(zone_named(BERLIN)), [], None
     for moment in real:
-        written = moment.astimezone(BERLIN).strftime("%Y/%m/%d %H:%M:%S")
+        written = moment.astimezone(zone_named(BERLIN)).strftime("%Y/%m/%d %H:%M:%S")
         last = pick(reader.candidates(written), last, last)
         read.append(last)
     assert read == [moment.timestamp() for moment in real]
@@ -108,6 +108,6 @@ def test_gpus_of_one_round_stay_together_in_the_repeated_hour() -> None:
 )
 def test_any_moment_is_found_again_in_any_zone(moment: datetime, zone: str) -> None:
     instant = moment.replace(tzinfo=UTC, microsecond=moment.microsecond // 1000 * 1000)
-    written = instant.astimezone(ZoneInfo(zone)).strftime("%Y/%m/%d %H:%M:%S.%f")[:-3]
-    candidates = StampReader(ZoneInfo(zone)).candidates(written)
+    written = instant.astimezone(zone_named(zone)).strftime("%Y/%m/%d %H:%M:%S.%f")[:-3]
+    candidates = StampReader(zone_named(zone)).candidates(written)
     assert any(abs(candidate - instant.timestamp()) < 1e-3 for candidate in candidates)

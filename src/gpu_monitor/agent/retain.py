@@ -92,27 +92,35 @@ class Retention:
             total += len(rows)
 
     def _prune_old(self, limit: float) -> dict[str, int]:
-        """Aggregates with their reports, and all that tells of the same time."""
+        """Aggregates with their reports, and all that tells of the same time.
+
+        History that was imported lately is kept, however old the time is that it tells of.
+        """
+        fresh = f"(SELECT node FROM imports GROUP BY node HAVING max(time) >= {limit})"
+        lived = f"AND node NOT IN {fresh}"
+        of_gpu = f"AND gpu NOT IN (SELECT id FROM gpus WHERE node IN {fresh})"
         owed = "AND NOT EXISTS (SELECT 1 FROM reports p WHERE p.period = t.period AND p.state IN ('pending', 'parked'))"
         keep = owed if self.limits.has_server else ""
-        removed = {"aggregates": self._prune_rows("aggregates", f"period < {limit} {keep}", "period, gpu")}
+        removed = {
+            "aggregates": self._prune_rows("aggregates", f"period < {limit} {of_gpu} {keep}", "period, gpu")
+        }
         self._prune_rows("host_aggregates", f"period < {limit} {keep}", "period")
         settled = "AND state NOT IN ('pending', 'parked')" if self.limits.has_server else ""
         self._prune_rows(
-            "attempts", f"report IN (SELECT id FROM reports WHERE period < {limit} {settled})", "id"
+            "attempts", f"report IN (SELECT id FROM reports WHERE period < {limit} {lived} {settled})", "id"
         )
-        removed["reports"] = self._prune_rows("reports", f"period < {limit} {settled}", "id")
-        gone = (
-            f"start < {limit} AND dirty = 0 AND NOT EXISTS (SELECT 1 FROM reports p WHERE p.period = t.start)"
-        )
+        removed["reports"] = self._prune_rows("reports", f"period < {limit} {lived} {settled}", "id")
+        gone = f"start < {limit} {lived} AND dirty = 0 AND NOT EXISTS (SELECT 1 FROM reports p WHERE p.period = t.start)"
         self._prune_rows("periods", gone, "node, start")
-        removed["events"] = self._prune_rows("events", f"time < {limit}", "id")
-        removed["gaps"] = self._prune_rows("gaps", f'"end" < {limit}', "id")
-        removed["processes"] = self._prune_rows("processes", f"last_seen < {limit}", "id")
+        removed["events"] = self._prune_rows("events", f"time < {limit} {lived}", "id")
+        removed["gaps"] = self._prune_rows("gaps", f'"end" < {limit} {lived}', "id")
+        removed["processes"] = self._prune_rows("processes", f"last_seen < {limit} {lived}", "id")
         for table, key in (("states", "key"), ("reasons", "metric")):
             newer = f"SELECT 1 FROM {table} n WHERE n.gpu = t.gpu AND n.{key} = t.{key} AND n.since > t.since"
             self._prune_rows(
-                table, f"since < {limit} AND EXISTS ({newer} AND n.since < {limit})", f"gpu, {key}, since"
+                table,
+                f"since < {limit} {of_gpu} AND EXISTS ({newer} AND n.since < {limit})",
+                f"gpu, {key}, since",
             )
         return removed
 

@@ -13,6 +13,7 @@ from zoneinfo import ZoneInfo
 
 from gpu_monitor.agent.ask import load_plan
 from gpu_monitor.agent.importing import FileReport, ImportReport, Progress, Target, plan_tasks, run_import
+from gpu_monitor.agent.ledger import refresh
 from gpu_monitor.cli.options import Formatter, add_config
 from gpu_monitor.cli.output import note
 from gpu_monitor.config.load import Loaded, load
@@ -78,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         writer = Writer(loaded.store)
         try:
-            target = Target(writer, _plan(writer, loaded), SystemClock().now())
+            target = Target(writer, _plan(writer, loaded), SystemClock().now(), refresh)
             report = run_import(tasks, options, interval, target, progress)
         finally:
             writer.close()
