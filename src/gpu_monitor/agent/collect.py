@@ -63,26 +63,8 @@ class Absence:
     detail: str | None = None
 
 
-class _Sums:
-    """Weighted sums of one metric over one interval."""
-
-    __slots__ = ("high", "last", "low", "sum", "weight")
-
-    def __init__(self) -> None:
-        self.sum = 0.0
-        self.weight = 0.0
-        self.low = float("inf")
-        self.high = float("-inf")
-        self.last: float | None = None
-
-    def add(self, mean: float, low: float, high: float, weight: float) -> None:
-        self.sum += mean * weight
-        self.weight += weight
-        self.last = mean
-        if low < self.low:
-            self.low = low
-        if high > self.high:
-            self.high = high
+_Sums = list[float]
+"""Of one gauge over one interval: weighted sum, weight, low, high, last. A list, for it is made anew each second."""
 
 
 @dataclass
@@ -133,18 +115,28 @@ class _Track:
         for name, value in values.items():
             code, metric = table[name]
             if code == _GAUGE:
+                mean: float
+                if isinstance(value, Spread):
+                    mean, low, high = value.mean, value.low, value.high
+                elif isinstance(value, str):
+                    self.reasons[name] = Reason.INVALID
+                    continue
+                else:
+                    mean = low = high = value
+                if low < metric.low or high > metric.high:
+                    self.reasons[name] = Reason.INVALID
+                    continue
                 sums = gauges.get(name)
                 if sums is None:
-                    sums = gauges[name] = _Sums()
-                if isinstance(value, Spread):
-                    if value.low >= metric.low and value.high <= metric.high:
-                        sums.add(value.mean, value.low, value.high, weight)
-                    else:
-                        self.reasons[name] = Reason.INVALID
-                elif isinstance(value, str) or not metric.low <= value <= metric.high:
-                    self.reasons[name] = Reason.INVALID
-                else:
-                    sums.add(value, value, value, weight)
+                    gauges[name] = [mean * weight, weight, low, high, mean]
+                    continue
+                sums[0] += mean * weight
+                sums[1] += weight
+                sums[4] = mean
+                if low < sums[2]:
+                    sums[2] = low
+                if high > sums[3]:
+                    sums[3] = high
             elif code == _STATE:
                 self.states[name] = value  # type: ignore[assignment]
             elif isinstance(value, (int, float)):
@@ -176,12 +168,10 @@ class _Track:
         """Seconds covered and values by column; the next interval begins."""
         now, self.interval = self.interval, _Interval()
         values: dict[str, float] = {}
-        for name, sums in now.gauges.items():
-            if sums.last is None:
-                continue
-            values[name] = sums.sum / sums.weight if sums.weight else sums.last
+        for name, (total, weight, low, high, last) in now.gauges.items():
+            values[name] = total / weight if weight else last
             if self._table[name][1].spread:
-                values[f"{name}_min"], values[f"{name}_max"] = sums.low, sums.high
+                values[f"{name}_min"], values[f"{name}_max"] = low, high
         for name, (growth, elapsed) in now.totals.items():
             values[name] = growth if self._table[name][0] == _TOTAL else growth / elapsed
         values.update(now.flags)
@@ -346,27 +336,42 @@ def _peek(track: _Track) -> tuple[float, dict[str, float]]:
     return result
 
 
-def scaled(metrics: tuple[Metric, ...], values: Mapping[str, Any]) -> list[int | None]:
+_Plan = tuple[tuple[str, float, str | None, str | None], ...]
+
+
+def _plan(metrics: tuple[Metric, ...]) -> _Plan:
+    """Per metric: name, scale, and the names of its extremes where it has a spread."""
+    return tuple(
+        (m.name, m.scale, f"{m.name}_min" if m.spread else None, f"{m.name}_max" if m.spread else None)
+        for m in metrics
+    )
+
+
+_GPU_PLAN, _HOST_PLAN = _plan(SAMPLED), _plan(HOST_METRICS)
+
+
+def _scaled(plan: _Plan, values: Mapping[str, Any]) -> list[int | None]:
     """`values` as the integers of the store's columns, in their order (see storage.tables)."""
     row: list[int | None] = []
-    for metric in metrics:
-        scale, name = metric.scale, metric.name
+    for name, scale, low, high in plan:
         value = values.get(name)
-        mean = None if value is None else round(value * scale)
-        row.append(mean)
-        if metric.spread:
-            for end in ("_min", "_max"):
-                extreme = values.get(name + end)
-                whole = None if extreme is None else round(extreme * scale)
-                row.append(None if whole == mean else whole)
+        if value is None:
+            row += (None,) if low is None else (None, None, None)
+            continue
+        mean = round(value * scale)
+        if low is None or high is None:
+            row.append(mean)
+            continue
+        least, most = round(values.get(low, value) * scale), round(values.get(high, value) * scale)
+        row += (mean, None if least == mean else least, None if most == mean else most)
     return row
 
 
 def scaled_gpu(values: Mapping[str, Any]) -> list[int | None]:
     """The columns of `samples_raw` after id and seconds."""
-    return scaled(SAMPLED, values)
+    return _scaled(_GPU_PLAN, values)
 
 
 def scaled_host(values: Mapping[str, Any]) -> list[int | None]:
     """The columns of `hosts_raw` after id and seconds."""
-    return scaled(HOST_METRICS, values)
+    return _scaled(_HOST_PLAN, values)

@@ -36,9 +36,12 @@ class XidWatch:
         return xid_event(event.time, number, uid=event.uid, pci_bus_id=pci)
 
     def _logged(self, found: Round) -> list[Event]:
+        logged = self._log.read() if self._log is not None else []
+        if not logged:
+            return []
         by_pci = {canonical_pci(d.identity.pci_bus_id or ""): d.identity.uid for d in found.devices}
         events = []
-        for xid in self._log.read() if self._log is not None else ():
+        for xid in logged:
             if not self._once.is_new(xid.pci, xid.xid, xid.time or 0.0):
                 continue
             events.append(
