@@ -7,20 +7,10 @@ import os
 import signal
 import sqlite3
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from tests.e2e.program import ask, configure, query, running
-
-PATIENCE = 30.0
-
-
-def until(check: Callable[[], object], what: str) -> None:
-    """Wait for something another process does (its own time, not ours)."""
-    deadline = time.monotonic() + PATIENCE
-    while not check():
-        assert time.monotonic() < deadline, f"never happened: {what}"
-        time.sleep(0.02)
+from tests.e2e.waiting import until
 
 
 def rows(store: Path, sql: str) -> list[tuple[object, ...]]:
