@@ -44,15 +44,20 @@ class MadeStore:
         seconds: float | None = None,
     ) -> MadeStore:
         """`count` intervals from `start` on, each GPU with the same values in all of them."""
-        for number in range(count):
-            begin = start + number * self.interval
-            rows = tuple(
-                GpuRow(
-                    identity, seconds or self.interval, values, {}, {}, (processes or {}).get(identity.uid)
+        lasted = seconds or float(self.interval)
+        with self.writer.transaction():
+            for number in range(count):
+                begin = start + number * self.interval
+                rows = tuple(
+                    GpuRow(identity, lasted, values, {}, {}, (processes or {}).get(identity.uid))
+                    for identity, values in devices.items()
                 )
-                for identity, values in devices.items()
-            )
-            self.store.write(Collection(begin, self.interval, begin + (seconds or self.interval), rows))
+                self.store.write(Collection(begin, self.interval, begin + lasted, rows))
+        return self
+
+    def write(self, collection: Collection) -> MadeStore:
+        """One collection as it is."""
+        self.store.write(collection)
         return self
 
     def record(self, *things: Event | Absence) -> MadeStore:
