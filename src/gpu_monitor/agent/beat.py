@@ -61,14 +61,13 @@ class Pace:
 class Hooks:
     """What the beat calls. `read` answers in bounded time; none of the others raises.
 
-    `set_back` is told that the clock was put back, `paced` that another pace holds from a moment on.
+    `paced` is told that another pace holds from a moment on.
     """
 
     read: Callable[[float, Span], Round]
     read_host: Callable[[], HostReading | None]
     store: Callable[[Collection], None]
     record: Callable[[list[Event], list[Absence]], None]
-    set_back: Callable[[float], None]
     paced: Callable[[Pace, float], None] = lambda pace, at: None
 
 
@@ -121,7 +120,7 @@ class Beat:
         now = self._clock.now()
         self._offset, self._asleep = now - self._clock.monotonic(), self._clock.suspended()
         self._enter(int(now // self.pace.interval) * self.pace.interval, now)
-        self._collector.cut()
+        self._collector.cut(now)
         self._last = None
         self._read(now, closes=False)
         return now
@@ -194,8 +193,6 @@ class Beat:
         event = Event(now, kind, text, "warning", detail={"seconds": round(seconds, 3)})
         gaps = [Absence(since, now, cause, None, text)] if cause is not None and now > since else []
         self._hooks.record([event], gaps)
-        if cause is None:
-            self._hooks.set_back(now)
         self._begin()
 
 

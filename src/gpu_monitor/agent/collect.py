@@ -41,7 +41,10 @@ class GpuRow:
 
 @dataclass(frozen=True)
 class Collection:
-    """All that one interval gave. `start` and `interval` in seconds; `until` is where its data end."""
+    """All that one interval gave. `start` and `interval` in seconds; `until` is where its data end.
+
+    `began`: when the readings began (anew) inside this interval; None where they go on from the one before.
+    """
 
     start: int
     interval: int
@@ -50,6 +53,7 @@ class Collection:
     host: tuple[float, Mapping[str, float]] | None = None
     events: tuple[Event, ...] = ()
     absences: tuple[Absence, ...] = ()
+    began: float | None = None
 
 
 @dataclass(frozen=True)
@@ -200,6 +204,7 @@ class Collector:
         self._absent: dict[str | None, tuple[float, str]] = {}
         self._absences: list[Absence] = []
         self._last: float | None = None
+        self._began: float | None = None
 
     def add(self, readings: Round, at: float) -> None:
         """Take one round of the moment `at` (UTC epoch)."""
@@ -270,11 +275,12 @@ class Collector:
         """Keep an event with the next collection."""
         self._events.append(event)
 
-    def cut(self) -> None:
-        """Time jumped: no reading stands for anything before the next one."""
+    def cut(self, at: float) -> None:
+        """Readings begin (anew) at `at`: none stands for anything before that."""
         for track in self._tracks.values():
             track.cut()
         self._host.cut()
+        self._began = at
 
     @property
     def devices(self) -> Mapping[str, DeviceReading]:
@@ -285,7 +291,7 @@ class Collector:
         """The interval as far as it has come, without ending it (only gauges; counters have no past yet)."""
         gpus = tuple(self._row(uid, *_peek(self._tracks[uid])) for uid in self._ordered())
         host = _peek(self._host) if self._host.at is not None else None
-        return Collection(start, interval, self._last or float(start), gpus, host)
+        return Collection(start, interval, self._last or float(start), gpus, host, began=self._began)
 
     def close(self, start: int, interval: int) -> Collection:
         """End the interval and hand over what it gave; a device seen only at one instant covers nothing of it."""
@@ -300,7 +306,9 @@ class Collector:
             host,
             tuple(self._events),
             tuple(self._absences),
+            self._began,
         )
+        self._began = None
         self._fresh.clear()
         self._processes.clear()
         self._events.clear()

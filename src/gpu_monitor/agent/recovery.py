@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import sqlite3
 from dataclasses import dataclass
 
+from gpu_monitor.agent.beat import STEP_SECONDS
 from gpu_monitor.agent.collect import Absence
 from gpu_monitor.agent.store import LOCAL_NODE, Store
 from gpu_monitor.core.clock import Clock
 from gpu_monitor.core.model import Event
 from gpu_monitor.core.times import format_duration
+
+_SUSPENDED = "host suspended"
+_SLEPT_SECONDS = 1.0
+"""Less than this is no sleep: the two clocks are read one after the other."""
 
 
 @dataclass(frozen=True)
@@ -19,40 +25,53 @@ class Machine:
     boot_time: float | None
 
 
+@dataclass(frozen=True)
+class LastRun:
+    """How the run before ended (None: it was killed) and on which boot it ran."""
+
+    ended_how: str | None
+    boot_id: str | None
+
+
 def find_hole(
-    data_end: float | None,
-    last: tuple[str | None, str | None, float | None] | None,
-    machine: Machine,
-    now: float,
-    suspended: float,
+    data_end: float | None, last: LastRun | None, machine: Machine, now: float, slept: float
 ) -> tuple[list[Event], list[Absence]]:
     """Events and gaps for the time from `data_end` to `now`.
 
-    `last`: how the last run ended (None: it was killed), its boot id, and how long the machine had slept
-    when it began. Without an earlier run there is no hole.
+    `slept`: seconds the machine slept in that time. Without an earlier run there is no hole.
     """
-    if last is None or data_end is None or data_end >= now:
+    if last is None or data_end is None:
         return [], []
-    ended_how, boot_id, slept_before = last
-    rebooted = machine.boot_id is not None and boot_id is not None and machine.boot_id != boot_id
-    events, gaps, since = [], [], data_end
-    if ended_how is None:
-        text = "the host went down" if rebooted else "the agent was killed"
-        events.append(
-            Event(now, "agent_killed", f"{text}; no data since {format_duration(now - data_end)}", "warning")
-        )
-    cause = "agent stopped" if ended_how is not None else "agent killed"
+    rebooted = machine.boot_id is not None and last.boot_id is not None and machine.boot_id != last.boot_id
+    events = _events(data_end, last, rebooted, now)
+    if data_end >= now:
+        return events, []
+    gaps, since = [], data_end
+    cause = "agent stopped" if last.ended_how is not None else "agent killed"
     if rebooted and machine.boot_time is not None and data_end < machine.boot_time < now:
-        down_cause = "host down" if ended_how is None else "agent stopped"
+        down_cause = "host down" if last.ended_how is None else "agent stopped"
         gaps.append(Absence(since, machine.boot_time, down_cause, None, "until the host was booted"))
         since, cause = machine.boot_time, "agent not started"
-    slept = suspended - (slept_before or 0.0)
     detail = None
-    if not rebooted and slept > 1.0:
-        cause = "host suspended" if slept > (now - since) * 0.5 else cause
-        detail = f"the machine slept for {format_duration(slept)} since the last run began"
+    if not rebooted and slept > _SLEPT_SECONDS:
+        cause = _SUSPENDED if slept > (now - since) * 0.5 else cause
+        detail = f"the machine slept for {format_duration(slept)} of this time"
     gaps.append(Absence(since, now, cause, None, detail))
     return events, gaps
+
+
+def _events(data_end: float, last: LastRun, rebooted: bool, now: float) -> list[Event]:
+    """That the run before was killed; that the clock was put back since, so that no time seems to be missing."""
+    events = []
+    back = data_end - now
+    if last.ended_how is None:
+        text = "the host went down" if rebooted else "the agent was killed"
+        since = f"; no data since {format_duration(-back)}" if back < 0 else ""
+        events.append(Event(now, "agent_killed", f"{text}{since}", "warning"))
+    if back > STEP_SECONDS:
+        text = f"the clock was put back by at least {format_duration(back)} while no agent ran"
+        events.append(Event(now, "clock_stepped", text, "warning", detail={"seconds": round(-back, 3)}))
+    return events
 
 
 def begin_run(
@@ -73,11 +92,9 @@ def begin_run(
     One transaction: killed half way, the next start finds the same hole again.
     """
     with store.writer.transaction() as connection:
-        row = connection.execute(
-            "SELECT ended_how, boot_id, suspended FROM runs ORDER BY id DESC LIMIT 1"
-        ).fetchone()
+        last, slept = _last_run(connection, clock.suspended())
         data_end = store.data_end()
-        events, gaps = find_hole(data_end, row, machine, now, clock.suspended())
+        events, gaps = find_hole(data_end, last, machine, now, slept)
         connection.execute(
             'UPDATE gaps SET "end" = max(start, ?) WHERE node = ? AND "end" IS NULL',
             (min(now, data_end or now), LOCAL_NODE),
@@ -96,8 +113,22 @@ def begin_run(
         )
         # From here on the hole is on record; a kill before the first row must not put it there twice.
         connection.execute("INSERT OR REPLACE INTO meta VALUES ('data_end', ?)", (max(now, data_end or now),))
-    store.begin_at(now, interval)
     return int(cursor.lastrowid or 0)
+
+
+def _last_run(connection: sqlite3.Connection, suspended: float) -> tuple[LastRun | None, float]:
+    """The run before, and how long the machine slept since its data ended (what it slept in between is on record)."""
+    row = connection.execute(
+        "SELECT ended_how, boot_id, suspended, started FROM runs ORDER BY id DESC LIMIT 1"
+    ).fetchone()
+    if row is None:
+        return None, 0.0
+    ended_how, boot_id, slept_before, started = row
+    known = connection.execute(
+        'SELECT coalesce(sum("end" - start), 0) FROM gaps WHERE node = ? AND cause = ? AND start >= ?',
+        (LOCAL_NODE, _SUSPENDED, started),
+    ).fetchone()[0]
+    return LastRun(ended_how, boot_id), max(0.0, suspended - (slept_before or 0.0) - known)
 
 
 def end_run(store: Store, run: int, now: float, how: str) -> None:

@@ -10,18 +10,20 @@ from dataclasses import dataclass, replace
 
 from gpu_monitor import __version__
 from gpu_monitor.agent.beat import Beat, Hooks, Pace
+from gpu_monitor.agent.changes import ChangeWatch, known_states
 from gpu_monitor.agent.collect import Absence, Collection
 from gpu_monitor.agent.recovery import Machine, begin_run, end_run
 from gpu_monitor.agent.retain import Retention
 from gpu_monitor.agent.rollup import Rollup
-from gpu_monitor.agent.schedule import Schedule
+from gpu_monitor.agent.schedule import Job, Schedule
 from gpu_monitor.agent.store import Store
 from gpu_monitor.agent.waiting import Queue
 from gpu_monitor.agent.xids import XidWatch
 from gpu_monitor.core.clock import Clock
-from gpu_monitor.core.errors import StorageError, StorageFull
+from gpu_monitor.core.errors import StorageCorrupt, StorageError, StorageFull
 from gpu_monitor.core.model import Event, HostReading, Round, Span
 from gpu_monitor.core.ports import HostSource, ProcessLookup
+from gpu_monitor.storage.salvage import find_damage, recover
 
 _LOG = logging.getLogger("agent")
 _GRACE_SECONDS = 90.0
@@ -43,7 +45,7 @@ class Parts:
     machine: Machine
     queue: Queue
     ballast: Callable[[bool], object]
-    """Called with False to give the ballast file up, with True to lay it down again."""
+    """Called with False to give the ballast file up (true if that gave room), with True to lay it down again."""
     xids: XidWatch
     watchdog: Callable[[], None] = lambda: None
     ready: Callable[[], None] = lambda: None
@@ -61,39 +63,53 @@ class Agent:
         self._stored_until = 0.0
         self._trouble: str | None = None
         self._announced = False
-        self._overflow: list[Absence] = []
+        self._overflows = False
+        self._damaged = False
         self._until: float | None = None
         self._schedule = Schedule(parts.clock)
-        hooks = Hooks(self._read, self._read_host, self._store, self._record, self._set_back, self._paced)
+        self._changes = ChangeWatch(known_states(parts.store.known_states()))
+        hooks = Hooks(self._read, self._read_host, self._store, self._record, self._paced)
         self._beat = Beat(pace, hooks, parts.clock, stop)
 
     def run(self, until: float | None = None) -> None:
         """Collect until stopped, or until the clock says `until`."""
         parts = self._parts
         first = self._beat.first()
-        self._run = begin_run(
-            parts.store, parts.clock, parts.machine,
-            now=first, interval=self._pace.interval, pid=os.getpid(), version=__version__,
-            describe=self._describe,
-        )  # fmt: skip
+        try:
+            self._run = self._begin(first)
+        except StorageFull:
+            if not parts.ballast(False):
+                raise
+            parts.store.reload()
+            self._run = self._begin(first)
         self._until = until
-        self._schedule.add("rollup", self._roll_up)
-        self._schedule.add("retention", self._retain, first=60.0)
+        self._schedule.add("rollup", self._noticing(self._roll_up))
+        self._schedule.add("retention", self._noticing(self._retain), first=60.0)
+        self._schedule.add("check", self._check, first=300.0)
         if parts.ship is not None:
-            self._schedule.add("ship", parts.ship)
+            self._schedule.add("ship", self._noticing(parts.ship))
         self._schedule.start()
         try:
             self._beat.run()
         finally:
             self._schedule.stop()
-        self._roll_up()
         self._finish()
 
+    def _begin(self, first: float) -> int:
+        parts = self._parts
+        return begin_run(
+            parts.store, parts.clock, parts.machine,
+            now=first, interval=self._pace.interval, pid=os.getpid(), version=__version__,
+            describe=self._describe,
+        )  # fmt: skip
+
     def _finish(self) -> None:
-        store = self._parts.store
+        store, clock = self._parts.store, self._parts.clock
+        self._drain()
         try:
-            self._parts.queue.drain(store)
-            end_run(store, self._run, self._parts.clock.now(), "stopped")
+            self._parts.queue.drain(store, clock.now())
+            self._roll_up()
+            end_run(store, self._run, clock.now(), "stopped")
         except StorageError as error:
             _LOG.critical(
                 "could not store the end of this run (%d intervals lost): %s", len(self._parts.queue), error
@@ -146,6 +162,9 @@ class Agent:
             )
             found = replace(found, devices=devices)
         found = self._parts.xids.complete(found, span)
+        changes = self._changes.events(found.devices, at)
+        if changes:
+            found = replace(found, events=(*found.events, *changes))
         for event in found.events:
             _LOG.log(logging.WARNING if event.severity != "info" else logging.INFO, "%s", event.message)
         return found
@@ -156,22 +175,13 @@ class Agent:
     def _store(self, collection: Collection) -> None:
         """Store an interval; where the file cannot be written it waits in memory, and what overflows is named."""
         parts = self._parts
-        for lost in parts.queue.push(collection):
-            _LOG.error("interval %d lost: the store cannot be written and the queue is full", lost.start)
-            gap = Absence(float(lost.start), float(lost.start + lost.interval), "store not writable")
-            self._overflow.append(gap)
-        try:
-            self._drain()
-        except StorageFull as error:
-            parts.ballast(False)
-            self._say_trouble(error)
-        except StorageError as error:
-            self._say_trouble(error)
+        if parts.queue.push(collection) and not self._overflows:
+            self._overflows = True
+            _LOG.error("the queue in memory is full: from here on the oldest intervals are lost, and counted")
+        self._drain()
         if not self._announced:
             self._announced = True
             parts.ready()
-            if self._trouble is None:
-                _LOG.info("recording; ask from another terminal with: gpu_monitor -sc")
         closed = collection.start + collection.interval
         before = parts.store.plan.period(closed - 1)
         if closed >= before.end and collection.until >= closed:
@@ -179,35 +189,84 @@ class Agent:
         if self._until is not None and collection.until >= self._until:
             self._stop.set()
 
+    def _record(self, events: list[Event], absences: list[Absence]) -> None:
+        """Events and gaps without rows go the same way."""
+        self._parts.queue.note(events, absences)
+        self._drain()
+        self._schedule.nudge_all()
+
     def _drain(self) -> None:
+        """Store what waits; room is made, or a damaged store mended, and then it is tried once more."""
         parts = self._parts
-        newest = parts.queue.newest_end()
-        parts.queue.drain(parts.store)
-        if self._overflow:
-            parts.store.record(absences=self._overflow)
-            self._overflow.clear()
+        if self._damaged and not self._mended():
+            return
+        for _ in range(2):
+            newest, waiting = parts.queue.newest_end(), len(parts.queue)
+            try:
+                lost = parts.queue.drain(parts.store, parts.clock.now())
+            except StorageFull as error:
+                self._say_trouble(error)
+                if not parts.ballast(False):
+                    return
+            except StorageCorrupt as error:
+                self._say_trouble(error)
+                if not self._mended():
+                    return
+            except StorageError as error:
+                self._say_trouble(error)
+                return
+            else:
+                self._stored(newest, waiting, lost)
+                return
+
+    def _stored(self, newest: float | None, waiting: int, lost: int) -> None:
         if newest is not None:
             self._stored_until = newest
         if self._trouble is not None:
-            _LOG.warning("the store can be written again; nothing that waited was lost")
-            self._trouble = None
-            parts.ballast(True)
+            what = f"{lost} rows were lost" if lost else "nothing was lost"
+            _LOG.warning(
+                "the store can be written again: %d interval(s) that waited are stored, %s", waiting, what
+            )
+        self._trouble, self._overflows = None, False
+        self._parts.ballast(True)
 
     def _say_trouble(self, error: StorageError) -> None:
         if self._trouble is None:
             _LOG.error("%s; %d interval(s) wait in memory", error, len(self._parts.queue))
         self._trouble = str(error)
 
-    def _record(self, events: list[Event], absences: list[Absence]) -> None:
+    def _mended(self) -> bool:
+        """Salvage the store in place; True if it can be written again."""
+        store = self._parts.store
         try:
-            self._parts.store.record(events, absences)
+            recover(store.writer, self._parts.clock)
         except StorageError as error:
+            self._damaged = True
             self._say_trouble(error)
-            self._overflow.extend(absences)
-        self._schedule.nudge_all()
+            return False
+        store.reload()
+        self._damaged = False
+        return True
 
-    def _set_back(self, now: float) -> None:
-        self._parts.store.set_back(now)
+    def _noticing(self, job: Job) -> Job:
+        """`job`, and a damaged store that it meets is mended before the next interval is stored."""
+
+        def run() -> float:
+            try:
+                return job()
+            except StorageCorrupt:
+                self._damaged = True
+                raise
+
+        return run
+
+    def _check(self) -> float:
+        """Look all of the store over for damage that nothing has met yet."""
+        trouble = find_damage(self._parts.store.writer.path)
+        if trouble is not None:
+            _LOG.error("the store is damaged: %s", trouble)
+            self._damaged = True
+        return 86400.0
 
     def _roll_up(self) -> float:
         """Roll up every closed period that is marked; come back soon while there is more."""

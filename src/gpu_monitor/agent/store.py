@@ -11,16 +11,17 @@ from typing import Any
 from gpu_monitor.agent.collect import Absence, Collection, GpuRow, scaled_gpu, scaled_host
 from gpu_monitor.agent.merge import combine
 from gpu_monitor.agent.numbers import GpuNumbers
+from gpu_monitor.agent.place import LAST_ROW, Place, find_place
 from gpu_monitor.core.buckets import PeriodPlan
 from gpu_monitor.core.catalogue import HOST_METRICS, SAMPLED, Metric
 from gpu_monitor.core.errors import StorageError
 from gpu_monitor.core.model import Event, GpuProcess
-from gpu_monitor.storage.database import Writer, insert_sql
+from gpu_monitor.storage.database import Row, Writer, insert_sql
 from gpu_monitor.storage.tables import (
-    MAX_ERAS,
     MAX_GPUS,
-    key_era,
+    SALVAGED,
     key_floor,
+    key_start,
     sample_columns,
     sample_key,
 )
@@ -42,6 +43,27 @@ def mark_dirty(
         [(node, begin, seconds) for begin, seconds in periods],
     )
     return periods
+
+
+def mark_missed(connection: sqlite3.Connection, node: int, plan: PeriodPlan) -> None:
+    """Ask for a rollup of every period that has rows of `node` and neither a mark nor an aggregate."""
+    gpus = [row[0] for row in connection.execute("SELECT id FROM gpus WHERE node = ?", (node,))]
+    own = f"id & {MAX_GPUS - 1} IN ({','.join(str(number) for number in gpus)})"
+    moment = 0
+    while True:
+        found = connection.execute(
+            f"SELECT min(id) FROM samples_raw WHERE id >= ? AND {own}", (key_floor(moment),)
+        ).fetchone()[0]
+        if found is None:
+            return
+        period = plan.period(key_start(found))
+        done = connection.execute(
+            "SELECT 1 FROM aggregates WHERE period = ? AND gpu IN (SELECT id FROM gpus WHERE node = ?) LIMIT 1",
+            (period.start, node),
+        ).fetchone()
+        if done is None:
+            mark_dirty(connection, node, plan, period.start, period.end)
+        moment = period.end
 
 
 @dataclass
@@ -66,10 +88,7 @@ class Store:
         self._reasons: dict[int, dict[str, str]] = {}
         self._processes: dict[tuple[str, int, int | None, str], _Seen] = {}
         self._dirty: set[int] = set()
-        self._base: dict[int, tuple[int, ...]] = {}
-        self._base_start: int | None = None
-        self.era = 0
-        self.era_until = -1
+        self._place: Place | None = None
         self._load()
 
     def _load(self) -> None:
@@ -83,58 +102,18 @@ class Store:
             self._reasons = _latest(
                 connection, "SELECT gpu, metric, reason, max(since) FROM reasons GROUP BY gpu, metric"
             )
+            if connection.execute("DELETE FROM meta WHERE key = ?", (SALVAGED,)).rowcount:
+                mark_missed(connection, LOCAL_NODE, self.plan)
         self._processes.clear()
         self._dirty.clear()
 
-    def begin_at(self, now: float, interval: int) -> None:
-        """Prepare for rows from `now` on: rows of later times (the clock was put back) are kept beside new ones.
-
-        A row of the interval that holds `now`, left by a run before, is completed in place.
-        """
-        slot = int(now // interval) * interval
-        data_end = self.data_end()
-        self._base, self._base_start, self.era, self.era_until = {}, None, 0, -1
-        if data_end is None or data_end <= slot:
-            return
-        if data_end > now + 1:
-            self.set_back(now)
-            return
-        eras = self.writer.rows(
-            "SELECT max(id) FROM samples_raw WHERE id >= ? AND id < ?", _bounds(slot, interval)
+    def known_states(self) -> list[tuple[str, str, object]]:
+        """(uid, state, value) of the local node, each state's newest value last."""
+        rows = self.writer.rows(
+            "SELECT g.uid, s.key, s.value FROM states s JOIN gpus g ON g.id = s.gpu WHERE g.node = ? ORDER BY s.since",
+            (LOCAL_NODE,),
         )
-        if eras and eras[0][0] is not None:
-            self.era = key_era(eras[0][0])
-            self.era_until = slot if self.era else -1
-        self._base_start = slot
-        for table in ("samples_raw", "hosts_raw"):
-            for row in self.writer.rows(
-                f"SELECT * FROM {table} WHERE id >= ? AND id < ?", _bounds(slot, interval)
-            ):
-                if key_era(row[0]) == self.era:
-                    self._base[row[0] if table == "samples_raw" else -row[0]] = row[1:]
-
-    def set_back(self, now: float) -> None:
-        """The clock was put back to `now`: rows from here on do not replace those already there."""
-        last = self.writer.value(
-            "SELECT max(m) FROM (SELECT max(id) m FROM samples_raw s WHERE id & ? IN (SELECT id FROM gpus WHERE node = ?)"
-            " UNION ALL SELECT max(id) FROM hosts_raw)",
-            (MAX_GPUS - 1, LOCAL_NODE),
-        )
-        self._base, self._base_start = {}, None
-        if last is None:
-            return
-        used = self.writer.value(
-            "SELECT max((id >> 16) & 15) FROM (SELECT id FROM samples_raw WHERE id >= ? UNION ALL"
-            " SELECT id FROM hosts_raw WHERE id >= ?)",
-            (key_floor(now - 3600), key_floor(now - 3600)),
-        )
-        era = int(used or 0) + 1
-        if era >= MAX_ERAS:
-            raise StorageError(
-                f"the clock was put back {MAX_ERAS} times over the same hour",
-                "Set the clock right (NTP), then restart.",
-            )
-        self.era, self.era_until = era, last >> 20
+        return [(uid, key, value) for uid, key, value in rows]
 
     def data_end(self) -> float | None:
         """Until when the local node has data (UTC epoch), None where it has none."""
@@ -142,16 +121,22 @@ class Store:
         return None if value is None else float(value)
 
     def write(self, collection: Collection) -> None:
-        """Store one collection; StorageError (and nothing changed) where that fails."""
+        """Store one collection; StorageError (and nothing changed) where that fails.
+
+        A later collection of the same part of an interval replaces it; what another part, another run or
+        another pass of the clock stored is completed or kept beside it, never replaced.
+        """
         try:
             with self.writer.transaction() as connection:
-                self._write(connection, collection)
+                place = find_place(connection, collection, self._place)
+                self._write(connection, collection, place)
+            self._place = place
         except StorageError:
-            self._load_quietly()
+            self.reload()
             raise
 
-    def _load_quietly(self) -> None:
-        """Forget what the failed transaction may have put into memory; the next write reads it again."""
+    def reload(self) -> None:
+        """Forget what is known of the file and read it again: a transaction failed, or the file is a new one."""
         self._numbers.forget()
         self._states.clear()
         self._reasons.clear()
@@ -163,14 +148,13 @@ class Store:
             # The file cannot be read either; maps stay empty, so changes are written once more, which is harmless.
             return
 
-    def _write(self, connection: sqlite3.Connection, collection: Collection) -> None:
-        start = collection.start
-        era = self.era if start <= self.era_until else 0
+    def _write(self, connection: sqlite3.Connection, collection: Collection, place: Place) -> None:
+        start, era = collection.start, place.era
         rows = []
         for row in collection.gpus:
             number = self._numbers.number(connection, row.identity, collection.until)
             key = sample_key(start, era, number)
-            rows.append(self._merged(key, key, row.seconds, scaled_gpu(row.values), SAMPLED))
+            rows.append(_merged(place.gpus.get(key), key, row.seconds, scaled_gpu(row.values), SAMPLED))
             self._write_changes(connection, number, row, collection.until)
             if row.processes is not None:
                 self._write_processes(connection, row.identity.uid, row.processes, start, collection.until)
@@ -179,22 +163,15 @@ class Store:
             key = sample_key(start, era, 0)
             connection.execute(
                 _HOSTS,
-                self._merged(key, -key, collection.host[0], scaled_host(collection.host[1]), HOST_METRICS),
+                _merged(place.host, key, collection.host[0], scaled_host(collection.host[1]), HOST_METRICS),
             )
         self.add_events(connection, collection.events)
         self.add_absences(connection, collection.absences)
         self._touch(connection, start, start + 1)
-        connection.execute("INSERT OR REPLACE INTO meta VALUES ('data_end', ?)", (collection.until,))
-
-    def _merged(
-        self, key: int, base_key: int, seconds: float, columns: list[int | None], metrics: tuple[Metric, ...]
-    ) -> tuple[int | None, ...]:
-        """The row to store; the interval a run before left half done is completed, not replaced."""
-        tenths = int(seconds * 10 + 1e-6)  # never more than was covered: 59.97 s are not a whole minute
-        base = self._base.get(base_key) if self._base_start == key >> 20 else None
-        if base is None:
-            return (key, tenths, *columns)
-        return (key, tenths + base[0], *combine(base[0], list(base[1:]), tenths, columns, metrics))
+        connection.executemany(
+            "INSERT OR REPLACE INTO meta VALUES (?, ?)",
+            (("data_end", collection.until), (LAST_ROW, place.mark)),
+        )
 
     def _touch(self, connection: sqlite3.Connection, start: float, end: float) -> None:
         """Mark the periods of [start, end) for rollup, once per period and process."""
@@ -319,11 +296,25 @@ class Store:
             mark_dirty(connection, LOCAL_NODE, self.plan, absence.start, absence.end or absence.start)
             self._dirty.clear()
 
-    def record(self, events: Iterable[Event] = (), absences: Iterable[Absence] = ()) -> None:
-        """Events and gaps that come without rows, in one transaction."""
-        with self.writer.transaction() as connection:
-            self.add_events(connection, events)
-            self.add_absences(connection, absences)
+    def record(
+        self,
+        events: Iterable[Event] = (),
+        absences: Iterable[Absence] = (),
+        losses: Iterable[tuple[str, str, int]] = (),
+        now: float = 0.0,
+    ) -> None:
+        """Events, gaps and losses (what, cause, rows; as of `now`) that come without rows, in one transaction."""
+        try:
+            with self.writer.transaction() as connection:
+                self.add_events(connection, events)
+                self.add_absences(connection, absences)
+                connection.executemany(
+                    "INSERT INTO losses (time, what, cause, rows) VALUES (?, ?, ?, ?)",
+                    [(now, *loss) for loss in losses],
+                )
+        except StorageError:
+            self.reload()
+            raise
 
 
 def _latest(connection: sqlite3.Connection, sql: str) -> dict[int, dict[str, Any]]:
@@ -335,5 +326,11 @@ def _latest(connection: sqlite3.Connection, sql: str) -> dict[int, dict[str, Any
     return found
 
 
-def _bounds(slot: int, interval: int) -> tuple[int, int]:
-    return key_floor(slot), key_floor(slot + interval)
+def _merged(
+    base: Row | None, key: int, seconds: float, columns: list[int | None], metrics: tuple[Metric, ...]
+) -> Row:
+    """The row to store: `base` is what an earlier part of the interval left, which is completed."""
+    tenths = int(seconds * 10 + 1e-6)  # never more than was covered: 59.97 s are not a whole minute
+    if base is None:
+        return (key, tenths, *columns)
+    return (key, tenths + base[0], *combine(base[0], list(base[1:]), tenths, columns, metrics))

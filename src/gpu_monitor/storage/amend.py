@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from gpu_monitor.storage.rescue import Stretch
-from gpu_monitor.storage.tables import MAX_GPUS, key_floor, key_gpu, key_start
+from gpu_monitor.storage.tables import MAX_GPUS, SALVAGED, key_floor, key_gpu, key_start
 
 CAUSE = "store damaged"
 _LOCAL = 1
@@ -41,6 +41,7 @@ def amend(
             (now, name.removesuffix("_raw"), f"{CAUSE} ({trouble}); about", count),
         )
     _tell(connection, estimates, now, kept, trouble)
+    connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (SALVAGED, now))
     connection.execute("COMMIT")
 
 
@@ -120,6 +121,10 @@ def _keep_end(connection: sqlite3.Connection, interval: int) -> None:
         connection.execute("INSERT INTO meta VALUES ('data_end', ?)", (float(key_start(newest) + interval),))
 
 
+def _data_end(connection: sqlite3.Connection) -> float:
+    return float(connection.execute("SELECT value FROM meta WHERE key = 'data_end'").fetchone()[0])
+
+
 def _neighbours(connection: sqlite3.Connection, stretch: Stretch) -> tuple[int | None, int | None]:
     """The keys of the salvaged samples next to a stretch that could not be read."""
     bottom, top = stretch
@@ -133,8 +138,7 @@ def _holes(connection: sqlite3.Connection, stretch: Stretch, interval: int) -> I
     before, after = _neighbours(connection, stretch)
     if before is None and after is None:
         return
-    data_end = float(connection.execute("SELECT value FROM meta WHERE key = 'data_end'").fetchone()[0])
-    end = data_end if after is None else float(key_start(after))
+    end = _data_end(connection) if after is None else float(key_start(after))
     start = end if before is None else float(key_start(before) + interval)
     known = connection.execute(
         'SELECT start, coalesce("end", ?) FROM gaps WHERE node = ? AND uid IS NULL AND start < ?'
@@ -172,8 +176,13 @@ def _first_key(connection: sqlite3.Connection, name: str) -> str | None:
 
 def _lost_samples(connection: sqlite3.Connection, stretch: Stretch, interval: int) -> int:
     before, after = _neighbours(connection, stretch)
+    if before is None and after is None:
+        return 0
     if before is None or after is None:
-        return 1
+        if before is None:
+            return 1  # how far back the rows went nobody can say
+        missing = _data_end(connection) - key_start(before) - interval
+        return max(1, round(missing / interval) * len(_gpus_at(connection, key_start(before))))
     gpus = sorted(_gpus_at(connection, key_start(before)) | _gpus_at(connection, key_start(after)))
     steps = (key_start(after) - key_start(before)) // interval
     return max(1, steps * len(gpus) + gpus.index(key_gpu(after)) - gpus.index(key_gpu(before)) - 1)

@@ -12,6 +12,9 @@ from gpu_monitor.core.catalogue import HOST_METRICS, SAMPLED, Kind, Metric
 
 APPLICATION_ID = 0x67706D6F  # "gpmo"
 
+SALVAGED = "salvaged"
+"""The key in `meta` under which a salvage says that hours may lack their aggregates; taken away once they were looked for."""
+
 GPU_BITS, ERA_BITS = 16, 4
 MAX_GPUS, MAX_ERAS = 1 << GPU_BITS, 1 << ERA_BITS
 _SHIFT = GPU_BITS + ERA_BITS
