@@ -15,6 +15,9 @@ PACE_SECONDS = 600.0
 _FIRST_SECONDS, _HALF_LONGEST = 5.0, PACE_SECONDS / 2
 """Half of each wait is fixed and half is random: 5 to 10 s, 10 to 20 s ... 5 to 10 min."""
 
+_LONG_AGO = float("-inf")
+"""Before every monotonic time: that of a sped-up clock may be negative."""
+
 _FAILING = (Verdict.RETRY, Verdict.UNREACHABLE)
 _SILENT = (Verdict.INTERRUPTED, Verdict.UNCOMPRESSED, Verdict.SPLIT)
 
@@ -60,7 +63,7 @@ class Gate:
     """Whether the server is worth trying now, whatever the report. Times are monotonic.
 
     Open: everything due goes out. A first failure may be the report's own fault, so another one is tried
-    at once; when that fails too, or nothing can be reached, the gate closes for a growing while. After it,
+    at once; when that fails too, or nothing can be reached, the gate closes for a growing while. After it
     one report probes; the first answer of a working server opens the gate.
     """
 
@@ -69,37 +72,45 @@ class Gate:
         self._closed_until = 0.0
         self._failures = 0
         self.is_probing = False
+        self.is_cut_off = False
+        """Nothing could be reached: the oldest report probes, the others burn no attempts."""
 
     def wait(self) -> float:
         """Seconds until something may be sent, 0.0 where it may now."""
         return max(0.0, self._closed_until - self._clock.monotonic())
 
     @property
-    def asks_for_another(self) -> bool:
-        """Whether one report failed and another should show if that was its own fault."""
-        return self._failures == 1
+    def is_doubtful(self) -> bool:
+        """The server answers, but badly; whether to this report or to all, the least tried one should show."""
+        return self._failures > 0 and not self.is_cut_off
 
     def close(self, seconds: float) -> None:
         """Send nothing for `seconds`, then probe."""
         self._closed_until = self._clock.monotonic() + seconds
         self.is_probing = True
 
+    def cut_off(self) -> None:
+        """Begin as one who could reach nothing when last it tried (before a restart)."""
+        self.is_cut_off = self.is_probing = True
+
     def open(self) -> None:
         """Forget what was wrong."""
-        self._closed_until, self._failures, self.is_probing = 0.0, 0, False
+        self._closed_until, self._failures = 0.0, 0
+        self.is_probing = self.is_cut_off = False
 
     def note(self, outcome: Outcome) -> None:
         """Take in what came of one request (for a batch: of its most telling report)."""
         verdict = outcome.verdict
         if verdict in _SILENT:
             return
+        self.is_cut_off = verdict is Verdict.UNREACHABLE
         if verdict is Verdict.WAIT and outcome.after is not None:
             self.close(outcome.after)
         elif verdict is Verdict.REFUSED:
             self.close(PACE_SECONDS)
         elif verdict in _FAILING:
             self._failures += 1
-            if verdict is Verdict.UNREACHABLE or self._failures > 1 or self.is_probing:
+            if self.is_cut_off or self.is_probing or self._failures > 1:
                 self.close(wait_seconds(self._failures))
         else:
             self.open()
