@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -85,6 +86,17 @@ class Rig:
         """The one event of this kind so far."""
         (found,) = [event for event in self.events if event.kind == kind]
         return found
+
+    def until(self, statuses: list[Status], span: Span = Span.FAST, seconds: float = 20) -> None:
+        """Read until it is so, with a pause for the children between rounds, as the agent has one."""
+        deadline = time.monotonic() + seconds
+        while True:
+            self.read(span)
+            if self.statuses == statuses:
+                return
+            if time.monotonic() > deadline:
+                raise AssertionError(f"{self.statuses}, paused: {self.last.paused}")
+            time.sleep(0.05)
 
     def children(self) -> list[int]:
         """Pids of living children of this process that talk to the stand-in."""
