@@ -121,7 +121,8 @@ class SystemdService:
         ]
         folders = self.places.folders
         if not purge:
-            return [*steps, Note(f"kept: {folders.config}, {folders.state}, {folders.logs}")]
+            kept = dict.fromkeys(map(str, [folders.config, *folders.owned]))
+            return [*steps, Note(f"kept: {', '.join(kept)}")]
         private = [own.parent / "private" / own.name for own in folders.owned]
         steps += [Remove(path) for path in dict.fromkeys([*folders.owned, *private, self.places.runtime])]
         steps.append(Remove(folders.config.parent))
@@ -213,7 +214,8 @@ class SystemdService:
         state, detail = facts.get("ActiveState", "unknown"), facts.get("SubState", "")
         since = facts.get("ActiveEnterTimestamp")
         lines = [f"{UNIT}: {state} ({detail})" + (f" since {since}" if since and state == "active" else "")]
-        lines.append(f"  starts at boot: {'yes' if facts.get('UnitFileState') == 'enabled' else 'no'}")
+        when = "login" if self.is_user else "boot"
+        lines.append(f"  starts at {when}: {'yes' if facts.get('UnitFileState') == 'enabled' else 'no'}")
         if facts.get("MainPID", "0") != "0":
             lines.append(f"  process: {facts['MainPID']}, restarted {facts.get('NRestarts', '0')} times")
         if facts.get("StatusText"):
