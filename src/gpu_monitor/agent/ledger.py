@@ -21,6 +21,8 @@ from gpu_monitor.wire import telemetry
 
 __all__ = ["Ledger", "SendRow", "Try", "add_revision", "list_sends", "refresh", "search_send"]
 
+FIRST_SECOND = 5
+"""No report goes out sooner after its period's end (design section 7)."""
 LONGEST_WAIT = 600.0
 """No report waits longer than this for its next try, whatever the wall clock did meanwhile (design: 10 min)."""
 REVIVAL_SECONDS = 6 * 3600.0
@@ -87,13 +89,34 @@ def add_revision(
     return revision
 
 
+def share_of(node_id: str, spread_seconds: int) -> int:
+    """When after a period's end this node sends: 5 to `spread_seconds` seconds, fixed by its id.
+
+    So a fleet's reports do not arrive at once, and each node's arrive at the same second of every hour.
+    """
+    number = int(telemetry.digest(node_id.encode())[:8], 16)
+    return FIRST_SECOND + number % (max(spread_seconds, FIRST_SECOND) - FIRST_SECOND + 1)
+
+
 class Ledger:
     """What the shipper reads and writes. Every call is one short transaction on the store's writer."""
 
-    def __init__(self, writer: Writer, contract_number: str, spread_seconds: float) -> None:
+    def __init__(self, writer: Writer, contract_number: str, spread_seconds: int) -> None:
         self._writer = writer
         self._contract = contract_number
-        self._spread = spread_seconds
+        with writer.transaction() as connection:
+            share = share_of(id_at(connection, reports.LOCAL_NODE, float("inf")), spread_seconds)
+        # When a pending report may be tried (UTC epoch). A next try beyond the longest wait was set before
+        # the wall clock was put back and counts no more; nor does a share of a period that ends ahead.
+        self._ready_at = (
+            f"max(CASE WHEN next_try > ? + {LONGEST_WAIT} THEN 0 ELSE coalesce(next_try, 0) END,"
+            f" CASE WHEN period + period_seconds <= ? THEN period + period_seconds + {share} ELSE 0 END)"
+        )
+
+    def was_cut_off(self) -> bool:
+        """Whether the last attempt on record reached nothing."""
+        last = self._writer.value("SELECT verdict FROM attempts ORDER BY id DESC LIMIT 1")
+        return bool(last == Verdict.UNREACHABLE.value)
 
     def settle_interrupted(self) -> int:
         """Name the attempts that no answer is known of (the agent died in between); returns how many.
@@ -110,15 +133,39 @@ class Ledger:
                 connection.execute("UPDATE reports SET spent = max(0, spent - 1) WHERE id = ?", (report,))
         return len(rows)
 
-    def due(self, now: float, limit: int, newest_first: bool = False) -> list[int]:
-        """Pending reports that may be tried now, oldest first (or newest)."""
-        order = "DESC" if newest_first else "ASC"
+    def due(self, now: float, limit: int) -> list[int]:
+        """Pending reports that may be tried now, oldest first."""
+        return self._due(now, "period, node, revision", limit)
+
+    def least_tried(self, now: float) -> list[int]:
+        """Of those the one with the fewest attempts, so that bad reports do not stand before the others."""
+        return self._due(now, "spent, period, node", 1)
+
+    def newest_due(self, now: float) -> int | None:
+        """The newest pending report that may be tried now."""
+        found = self._due(now, "period DESC, node, revision DESC", 1)
+        return found[0] if found else None
+
+    def _due(self, now: float, order: str, limit: int) -> list[int]:
         rows = self._writer.rows(
-            f"SELECT id FROM reports WHERE state = 'pending' AND {_NOT_WAITING} AND {_NOT_SPREAD}"
-            f" ORDER BY period {order}, node, revision LIMIT ?",
-            (now, now, LONGEST_WAIT, now, now, self._spread, limit),
+            f"SELECT id FROM reports WHERE state = 'pending' AND {self._ready_at} <= ? ORDER BY {order} LIMIT ?",
+            (now, now, now, limit),
         )
         return [row[0] for row in rows]
+
+    def oldest_pending(self, now: float) -> tuple[int, float] | None:
+        """The oldest pending report and the seconds until it may be tried; None where none is pending."""
+        rows = self._writer.rows(
+            f"SELECT id, {self._ready_at} FROM reports WHERE state = 'pending' ORDER BY period, node, revision LIMIT 1",
+            (now, now),
+        )
+        return (rows[0][0], max(0.0, rows[0][1] - now)) if rows else None
+
+    def is_ahead(self, report: int) -> bool:
+        """Whether it is newer than every acknowledged one, so that the present is not known to the server."""
+        newest = self._writer.value("SELECT max(period) FROM reports WHERE state = 'sent'")
+        period = self._writer.value("SELECT period FROM reports WHERE id = ?", (report,))
+        return newest is None or period > newest
 
     def revivable(self, now: float, limit: int) -> list[int]:
         """Parked reports that earned one more attempt: another was acknowledged after they were parked."""
@@ -141,10 +188,7 @@ class Ledger:
     def next_due(self, now: float) -> float | None:
         """Seconds until the next pending report may be tried, None where none is pending."""
         moment = self._writer.value(
-            "SELECT min(max(CASE WHEN next_try > ? + ? THEN 0 ELSE coalesce(next_try, 0) END,"
-            " CASE WHEN period + period_seconds <= ? THEN period + period_seconds + ? ELSE 0 END))"
-            " FROM reports WHERE state = 'pending'",
-            (now, LONGEST_WAIT, now, self._spread),
+            f"SELECT min({self._ready_at}) FROM reports WHERE state = 'pending'", (now, now)
         )
         return None if moment is None else max(0.0, float(moment) - now)
 
@@ -258,7 +302,11 @@ class Ledger:
             return "rejected"
         wait = wait_after(one.spent, outcome)
         if one.was_parked:
-            self._change(connection, one, now, "parked", next_try=now + REVIVAL_SECONDS)
+            # Six hours after a revival; a try of last resort leaves the first revival free.
+            connection.execute(
+                f"UPDATE reports SET next_try = ? WHERE id = ? AND parked_by < {_LAST_ACKNOWLEDGED}",
+                (now + REVIVAL_SECONDS, one.report),
+            )
             return "parked"
         if wait is None:
             # Free to be revived by the first acknowledgement that comes; after that every 6 hours.
@@ -275,8 +323,4 @@ class Ledger:
         connection.execute(f"UPDATE reports SET {assignments} WHERE id = ?", (*given.values(), one.report))
 
 
-_NOT_WAITING = "(next_try IS NULL OR next_try <= ? OR next_try > ? + ?)"
-"""A next try beyond the longest wait was set before the wall clock was put back: it is due."""
-_NOT_SPREAD = "NOT (period + period_seconds <= ? AND ? < period + period_seconds + ?)"
-"""Past the node's own share of the minutes after the period's end (a clock put back does not count)."""
 _LAST_ACKNOWLEDGED = "coalesce((SELECT max(id) FROM attempts WHERE verdict = 'acknowledged'), 0)"

@@ -108,6 +108,9 @@ class Shipper:
         if count:
             _LOG.warning("%d attempts were cut short before an answer came; the same bytes go again", count)
         if self._last_sent is None:
+            # A fresh start goes on where the last one stood.
+            if self._ledger.was_cut_off():
+                self._gate.cut_off()
             self._take_up_wait()
         self._is_settled = True
 
@@ -139,25 +142,33 @@ class Shipper:
 
     def _choose(self, now: float, limit: int) -> list[int]:
         """Reports to try now: the oldest that are due; else parked ones that earned it; else the last resort."""
-        if self._gate.asks_for_another and not self._gate.is_probing:
-            limit = 1
-        ids = self._ledger.due(now, limit)
+        if self._gate.is_cut_off:
+            probe = self._ledger.oldest_pending(now)
+            if probe is not None:
+                return [probe[0]] if probe[1] <= 0 else []
+        if self._gate.is_doubtful:
+            ids, limit = self._ledger.least_tried(now), 1
+        else:
+            ids = self._in_turn(now, self._ledger.due(now, limit))
         if ids:
-            return self._newest_in_turn(now, ids)
+            return ids
         revived = self._ledger.revivable(now, limit)
         if revived:
             return revived
         waited = None if self._last_sent is None else self._clock.monotonic() - self._last_sent
         return self._ledger.last_resort() if waited is None or waited >= PACE_SECONDS else []
 
-    def _newest_in_turn(self, now: float, ids: list[int]) -> list[int]:
-        """`ids`, or the newest report where it has waited long behind old ones, or one of those just failed."""
-        newest = self._ledger.due(now, 1, newest_first=True)
-        has_waited = self._clock.monotonic() - self._newest_served >= _TURN_SECONDS
-        if newest[0] in ids or has_waited or self._gate.asks_for_another:
+    def _in_turn(self, now: float, oldest: list[int]) -> list[int]:
+        """`oldest`, or once a minute the newest report where it would have to wait behind many old ones."""
+        newest = self._ledger.newest_due(now)
+        if newest is None or newest in oldest:
             self._newest_served = self._clock.monotonic()
-            return ids if newest[0] in ids else newest
-        return ids
+            return oldest
+        has_waited = self._clock.monotonic() - self._newest_served >= _TURN_SECONDS
+        if has_waited and not self._gate.is_probing and self._ledger.is_ahead(newest):
+            self._newest_served = self._clock.monotonic()
+            return [newest]
+        return oldest
 
     def _deliver(self, tries: Sequence[Try]) -> None:
         if self._sink is None:
@@ -208,7 +219,12 @@ class Shipper:
 
     def _pause(self) -> float:
         """Seconds until something may be due; a minute at most."""
-        due = self._ledger.next_due(self._clock.now())
+        now = self._clock.now()
+        if self._gate.is_cut_off:
+            probe = self._ledger.oldest_pending(now)
+            due = None if probe is None else probe[1]
+        else:
+            due = self._ledger.next_due(now)
         wait = _LOOK_SECONDS if due is None else max(due, self._gate.wait())
         return min(max(wait, _SHORTEST_PAUSE), _LOOK_SECONDS)
 
