@@ -53,7 +53,7 @@ def test_imports_go_down_only() -> None:
             continue
         if RANK.get(package, len(LAYERS)) >= RANK[found.module.package]:
             wrong.append(str(found))
-    assert wrong == []
+    assert "\n".join(wrong) == ""
 
 
 def test_the_top_of_the_tree_only_starts_the_command_line() -> None:
@@ -64,7 +64,7 @@ def test_the_top_of_the_tree_only_starts_the_command_line() -> None:
         and found.top == PACKAGE
         and not (found.module.name == f"{PACKAGE}.__main__" and found.target.startswith(f"{PACKAGE}.cli."))
     ]
-    assert wrong == []
+    assert "\n".join(wrong) == ""
 
 
 def test_no_module_imports_itself_round_a_corner() -> None:
@@ -89,7 +89,7 @@ def test_no_module_imports_itself_round_a_corner() -> None:
 
 def test_our_own_modules_are_imported_at_the_top() -> None:
     wrong = [str(found) for found in imports() if found.is_in_function and found.top == PACKAGE]
-    assert wrong == []
+    assert "\n".join(wrong) == ""
 
 
 def test_core_stands_on_the_standard_library_alone() -> None:
@@ -98,7 +98,7 @@ def test_core_stands_on_the_standard_library_alone() -> None:
         for found in imports()
         if found.module.package == "core" and found.top not in {*sys.stdlib_module_names, PACKAGE}
     ]
-    assert wrong == []
+    assert "\n".join(wrong) == ""
 
 
 def test_third_parties_stay_at_home() -> None:
@@ -110,7 +110,7 @@ def test_third_parties_stay_at_home() -> None:
         at_home = homes == [] or (homes and any(is_within(found.module.name, home) for home in homes))
         if not at_home:
             wrong.append(f"{found} (its home: {homes or 'none is named in this test'})")
-    assert wrong == []
+    assert "\n".join(wrong) == ""
 
 
 # Imports every module of a package and prints which of the named ones that pulled in.

@@ -52,7 +52,7 @@ def test_every_package_has_its_page_and_every_file_is_on_it(package: Path) -> No
         path.parent.name for path in package.glob("*/__init__.py")
     }
     missing = sorted(name for name in held - {"__init__"} if not re.search(rf"\b{re.escape(name)}\b", page))
-    assert missing == [], "files that the page does not name"
+    assert ", ".join(missing) == "", "files that the page does not name"
 
 
 def test_the_licence_is_the_one_that_is_declared() -> None:

@@ -83,7 +83,7 @@ def test_every_test_can_fail() -> None:
         if not says.search(text)
         and not any(ast.unparse(mark).startswith("given(") for mark in node.decorator_list)
     ]
-    assert wrong == []
+    assert "\n".join(wrong) == ""
 
 
 def test_every_skip_has_a_condition() -> None:
@@ -93,4 +93,4 @@ def test_every_skip_has_a_condition() -> None:
         for mark in node.decorator_list
         if re.search(r"mark\.skip\b(?!if)", ast.unparse(mark))
     ]
-    assert wrong == []
+    assert "\n".join(wrong) == ""
