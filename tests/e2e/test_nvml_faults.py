@@ -10,7 +10,7 @@ import pytest
 
 from gpu_monitor.core.errors import SourceUnavailable
 from gpu_monitor.core.model import Span, Status
-from tests.e2e.nvml_rig import Rig, number, rig_on
+from tests.e2e.nvml_rig import number, rig_on
 from tests.standin.build import build
 from tests.standin.control import Standin
 from tests.standin.profiles import GEFORCE, H100, L40S
