@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -145,6 +146,20 @@ def test_an_agent_that_was_stopped_for_long_has_a_gap() -> None:
     log = run(START, Pace(60, 10.0), reads=8, on_read=stall)
     assert [gap.cause for gap in log.gaps] == ["agent stalled"]
     assert log.gaps[0].start == log.reads[2][0]
+
+
+def test_a_long_wait_still_says_that_the_agent_lives() -> None:
+    clock, stop = FakeClock(now=START), threading.Event()
+    log = Log(clock, stop, reads_left=3)
+    lives: list[float] = []
+    hooks = Hooks(
+        log.read, lambda: None, log.stored.append, log.record,
+        alive=lambda: lives.append(clock.now()), alive_seconds=40.0,
+    )  # fmt: skip
+    Beat(Pace(3600, 3600.0), hooks, clock, stop).run()
+    said = [START, *lives]
+    assert max(after - before for before, after in itertools.pairwise(said)) <= 40
+    assert len(lives) >= 2 * 3600 // 40 - 2
 
 
 def test_a_new_pace_waits_until_intervals_of_both_lengths_begin() -> None:

@@ -61,7 +61,8 @@ class Pace:
 class Hooks:
     """What the beat calls. `read` answers in bounded time; none of the others raises.
 
-    `paced` is told that another pace holds from a moment on.
+    `paced` is told that another pace holds from a moment on. `alive` is called at least every
+    `alive_seconds` of waiting (None: never).
     """
 
     read: Callable[[float, Span], Round]
@@ -69,6 +70,8 @@ class Hooks:
     store: Callable[[Collection], None]
     record: Callable[[list[Event], list[Absence]], None]
     paced: Callable[[Pace, float], None] = lambda pace, at: None
+    alive: Callable[[], None] = lambda: None
+    alive_seconds: float | None = None
 
 
 class Beat:
@@ -99,7 +102,7 @@ class Beat:
         while not self._stop.is_set():
             at = self._times[0]
             # On monotonic time, so that a clock put back by an hour does not hold the next reading for one.
-            self._clock.wait(self._stop, at - self._offset)
+            self._wait(at - self._offset)
             if self._stop.is_set():
                 break
             if self._jumped() or self._stalled(at):
@@ -110,6 +113,15 @@ class Beat:
                 self._close()
         if self._slot:
             self._hooks.store(self._collector.close(self._slot, self.pace.interval))
+
+    def _wait(self, deadline: float) -> None:
+        """Wait for the monotonic `deadline` or the stop, and say every now and then that the agent lives."""
+        step = self._hooks.alive_seconds
+        while not self._stop.is_set():
+            until = deadline if step is None else min(deadline, self._clock.monotonic() + step)
+            if self._clock.wait(self._stop, until) or until >= deadline:
+                return
+            self._hooks.alive()
 
     def change_pace(self, pace: Pace) -> None:
         """Take another pace from the next moment on at which intervals of both lengths begin."""

@@ -48,6 +48,8 @@ class Parts:
     """Called with False to give the ballast file up (true if that gave room), with True to lay it down again."""
     xids: XidWatch
     watchdog: Callable[[], None] = lambda: None
+    alive_seconds: float | None = None
+    """How often `watchdog` is to be called at least; None: nobody watches."""
     ready: Callable[[], None] = lambda: None
 
 
@@ -68,7 +70,15 @@ class Agent:
         self._until: float | None = None
         self._schedule = Schedule(parts.clock)
         self._changes = ChangeWatch(known_states(parts.store.known_states()))
-        hooks = Hooks(self._read, self._read_host, self._store, self._record, self._paced)
+        hooks = Hooks(
+            self._read,
+            self._read_host,
+            self._store,
+            self._record,
+            self._paced,
+            parts.watchdog,
+            parts.alive_seconds,
+        )
         self._beat = Beat(pace, hooks, parts.clock, stop)
 
     def run(self, until: float | None = None) -> None:

@@ -170,6 +170,7 @@ def _build(
         queue=Queue(settings.database.queue_intervals),
         ballast=lambda down: ballast.lay() if down else ballast.give_up(),
         xids=xids, watchdog=notifier.watchdog, ready=notifier.ready,
+        alive_seconds=notifier.watchdog_seconds / 3 if notifier.watchdog_seconds else None,
     )  # fmt: skip
 
     def apply(fresh: Loaded) -> None:
