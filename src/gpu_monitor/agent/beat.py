@@ -169,11 +169,14 @@ class Beat:
 
     def _jumped(self) -> bool:
         """Notice a stepped clock or a suspended machine; True where the beat began anew."""
-        now, monotonic, asleep = self._clock.now(), self._clock.monotonic(), self._clock.suspended()
+        # Held up between the two clocks we would see a step that was none: the moment lies somewhere in between.
+        before, now, after = self._clock.monotonic(), self._clock.now(), self._clock.monotonic()
+        asleep = self._clock.suspended()
         slept = asleep - self._asleep
-        moved = now - monotonic - self._offset
-        self._offset, self._asleep = now - monotonic, asleep
-        step = moved - slept
+        expected = self._offset + slept
+        offset = min(max(expected, now - after), now - before)
+        step = offset - expected
+        self._offset, self._asleep = offset, asleep
         if slept > STEP_SECONDS:
             self._restart(
                 now, "host suspended", f"the machine slept for {format_duration(slept)}", "suspended"

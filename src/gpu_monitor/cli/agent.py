@@ -16,7 +16,7 @@ from gpu_monitor.agent.beat import Pace
 from gpu_monitor.agent.service import Agent
 from gpu_monitor.cli.assembly import Assembly, assemble
 from gpu_monitor.cli.dry_run import print_plan
-from gpu_monitor.cli.logs import set_up
+from gpu_monitor.cli.logs import be_quiet, set_up
 from gpu_monitor.cli.output import groups_csv, groups_json, note
 from gpu_monitor.cli.reading import read_group
 from gpu_monitor.cli.sources import choose_source
@@ -33,6 +33,8 @@ Handler = Callable[[int, object], None]
 def run(args: argparse.Namespace) -> int:
     """Run the agent until it is stopped; or one reading (--once); or say what would be done (--dry-run)."""
     loaded = load(args.config)
+    if args.once or args.dry_run:
+        be_quiet()
     if args.once:
         return _once(args, loaded)
     if args.dry_run:

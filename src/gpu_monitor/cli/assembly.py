@@ -62,8 +62,7 @@ class Assembly:
 
     def ready(self) -> None:
         """Tell the service manager that the agent samples."""
-        self.notifier.ready()
-        self.notifier.status(self.describe)
+        _say_ready(self.notifier, self.describe)
 
     def reloading(self) -> None:
         """Tell the service manager that the configuration is being read."""
@@ -72,6 +71,11 @@ class Assembly:
     def stopping(self) -> None:
         """Tell the service manager that the agent stops."""
         self.notifier.stopping()
+
+
+def _say_ready(notifier: Notifier, describe: str) -> None:
+    notifier.ready()
+    notifier.status(describe)
 
 
 @contextlib.contextmanager
@@ -114,7 +118,7 @@ def assemble(args: argparse.Namespace, loaded: Loaded) -> Iterator[Assembly]:
         chosen = choose_source(args, loaded, clock.now(), known_gpus(writer))
         stack.callback(chosen.source.close)
         if chosen.warning:
-            _LOG.warning("%s", chosen.warning)
+            _LOG.warning("recording the host only; GPUs are taken up as soon as they answer")
         yield _build(args, loaded, writer, clock, chosen, stack)
 
 
@@ -169,7 +173,7 @@ def _build(
         ship=ship, clock=clock, machine=Machine(boot_id(), boot_time()),
         queue=Queue(settings.database.queue_intervals),
         ballast=lambda down: ballast.lay() if down else ballast.give_up(),
-        xids=xids, watchdog=notifier.watchdog, ready=notifier.ready,
+        xids=xids, watchdog=notifier.watchdog, ready=lambda: _say_ready(notifier, chosen.describe),
         alive_seconds=notifier.watchdog_seconds / 3 if notifier.watchdog_seconds else None,
     )  # fmt: skip
 

@@ -117,6 +117,11 @@ def _console(settings: Logging, stream: TextIO) -> logging.Handler:
     return handler
 
 
+def be_quiet() -> None:
+    """Log nowhere: for commands that print one result and say themselves what they miss."""
+    logging.getLogger().addHandler(logging.NullHandler())
+
+
 def set_up(settings: Logging, file: Path | None, level: str | None, verbose: bool) -> None:
     """Log to stderr and, where one is set, to a rotating file; ConfigError where that cannot be opened.
 

@@ -20,7 +20,7 @@ from gpu_monitor.service.commands import SystemCommands
 from gpu_monitor.service.configuration import Folders, choose_configuration
 from gpu_monitor.service.launchd import LaunchdPlaces, LaunchdService
 from gpu_monitor.service.nssm import NssmPlaces, NssmService
-from gpu_monitor.service.port import Service
+from gpu_monitor.service.port import Service, Status
 from gpu_monitor.service.program import this_program
 from gpu_monitor.service.steps import carry_out, describe
 from gpu_monitor.service.systemd import Host, SystemdPlaces, SystemdService
@@ -101,12 +101,17 @@ def _install(service: Service, folders: Folders, config: str | None, is_dry: boo
     return EXIT_DONE
 
 
-def _status(is_user: bool) -> int:
-    """The service asked for; without --user a user's own where the machine has none."""
+def find_status(is_user: bool = False) -> Status:
+    """How the service asked for is; without --user a user's own where the machine has none."""
     status = _service(is_user)[0].status()
     if not status.is_installed and not is_user and sys.platform != "win32":
         own = _service(True)[0].status()
         status = own if own.is_installed else status
+    return status
+
+
+def _status(is_user: bool) -> int:
+    status = find_status(is_user)
     for line in status.lines:
         print(line)
     if not status.is_installed:

@@ -61,12 +61,11 @@ def _simulated(text: str, seed: int, faults: Sequence[str], start: float) -> Cho
 
 
 def open_machine(loaded: Loaded, known: tuple[Identity, ...] = ()) -> Chosen:
+    """This machine's own GPUs; where none answers now the source goes on looking, and the warning says why."""
     collection = loaded.settings.collection
     source = open_nvml(NvmlSettings(deadline_seconds=collection.deadline_seconds, known=known))
     try:
         source.probe()
     except SourceUnavailable as error:
-        hint = f" {error.hint}" if error.hint else ""
-        warning = f"{error.message}.{hint} Recording the host; GPUs are taken up as soon as they answer."
-        return Chosen(source, "no GPU now, host only", warning)
+        return Chosen(source, "no GPU now, host only", f"{error.message}. {error.hint or ''}".strip())
     return Chosen(source, "NVIDIA GPUs through NVML")

@@ -63,7 +63,11 @@ def system_file() -> Path:
 
 def search_path(working: Path) -> list[Path]:
     """Where a configuration is looked for when none is named, in order."""
-    return [working / FILE_NAME, user_directory() / FILE_NAME, system_file()]
+    try:
+        own = [user_directory() / FILE_NAME]
+    except RuntimeError:  # a service account without HOME and without an entry in the user database
+        own = []
+    return [working / FILE_NAME, *own, system_file()]
 
 
 def state_directory(working: Path) -> Path:
