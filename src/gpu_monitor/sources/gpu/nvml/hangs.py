@@ -114,6 +114,12 @@ class Hangs:
                 if killed.address in (left_out.address, None):
                     left_out.probe_at = moment
         recovered = self._look_at_probe(moment)
+        if freed and self._killed:
+            # No room for a probe beside another stuck child: what ended this hang is taken for its cure.
+            cured = [killed.address for killed in freed if killed.address in self._left_out]
+            recovered += [address for address in cured if address is not None]
+            for address in recovered:
+                self._left_out.pop(address, None)
         if self._probe is None and self.alive == 0:
             self._start_probe(moment, now)
         return recovered, bool(freed)
