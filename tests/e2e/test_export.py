@@ -45,7 +45,6 @@ def odd_store(path: Path) -> Path:
             rows.append(GpuRow(OTHER, 0.0, {}, {}, {}, None))
         start = HOUR + minute * 60
         made.write(Collection(start, 60, start + 60.0, tuple(rows)))
-    made.store.set_back(HOUR + 3000)
     return made.minutes(HOUR + 3000, 3, {CARD: {"temperature": 50.0}}).roll_up(HOUR + 7200).close()
 
 

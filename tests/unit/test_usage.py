@@ -237,7 +237,6 @@ def test_presence_cuts_a_stretch_where_users_come_and_go() -> None:
 
 def test_an_hour_recorded_twice_is_no_more_than_covered(tmp_path: Path) -> None:
     made = MadeStore(tmp_path / "s.db").minutes(HOUR, 60, {CARD: BUSY})
-    made.store.set_back(HOUR)
     line = shown(ask(made.minutes(HOUR, 60, {CARD: BUSY}).close(), HOUR, HOUR + 3600).lines[0])
     # Two hours passed while the clock showed one.
     assert (line.gpu_hours, line.coverage) == (2.0, 1.0)
