@@ -147,13 +147,16 @@ class NvmlSource:
     def _skipped(self) -> frozenset[str]:
         return self._hangs.addresses.union(self._resting)
 
+    def _everything(self) -> set[str]:
+        """The addresses of all GPUs: those we know, and those the kernel shows."""
+        return self._roster.addresses().union(self._bound or self._rest.all)
+
     def _untouchable(self) -> str | None:
         """Why no GPU at all may be touched; None where one may."""
         skipped = self._skipped()
         if not skipped:
             return None
-        everything = self._roster.addresses().union(self._bound or self._rest.all)
-        if not everything <= skipped:
+        if not self._everything() <= skipped:
             return None
         return HUNG if self._hangs.addresses else ASLEEP
 
@@ -244,7 +247,7 @@ class NvmlSource:
         skipped = self._skipped()
         if not skipped:
             return None
-        return tuple(sorted(self._roster.addresses().union(self._bound) - skipped))
+        return tuple(sorted(self._everything() - skipped))
 
     def _wants_look(self, worker: Worker, span: Span, moment: float) -> bool:
         """Whether the driver must be opened anew to see the devices as they are now."""
