@@ -22,20 +22,25 @@ _HEAD = (
     "period", "gpu", "period_seconds", "samples", "expected_samples", "coverage", "seconds",
     "idle_seconds", "held_idle_seconds", "energy_seconds",
 )  # fmt: skip
-_AGGREGATES = insert_sql("aggregates", [*_HEAD, *aggregate_columns()], "INSERT OR REPLACE")
-_HOSTS = insert_sql(
-    "host_aggregates",
-    [
-        "period",
-        "period_seconds",
-        "samples",
-        "expected_samples",
-        "coverage",
-        "seconds",
-        *aggregate_columns(HOST_METRICS),
-    ],
-    "INSERT OR REPLACE",
-)
+_COLUMNS = [*_HEAD, *aggregate_columns()]
+_HOST_COLUMNS = [
+    "period", "period_seconds", "samples", "expected_samples", "coverage", "seconds", *aggregate_columns(HOST_METRICS),
+]  # fmt: skip
+
+
+def _upsert(table: str, columns: list[str], keys: int) -> str:
+    """SQL that writes an aggregate, the first `keys` columns naming it.
+
+    Rows may be gone again when an hour is rolled up once more (past their age, or lost with a bad page):
+    what was found from more of them stays.
+    """
+    names = ", ".join(f"{name} = excluded.{name}" for name in columns[keys:])
+    conflict = f"ON CONFLICT ({', '.join(columns[:keys])}) DO UPDATE SET {names}"
+    return f"{insert_sql(table, columns)} {conflict} WHERE excluded.samples >= {table}.samples"
+
+
+_AGGREGATES = _upsert("aggregates", _COLUMNS, 2)
+_HOSTS = _upsert("host_aggregates", _HOST_COLUMNS, 1)
 
 
 def _mean(raw: str) -> str:
@@ -161,16 +166,16 @@ def interval_changes(connection: sqlite3.Connection, node: int) -> list[tuple[fl
 
 
 def roll_up(connection: sqlite3.Connection, node: int, period: Period) -> Outline:
-    """Write the aggregates of one period from its rows; what is no longer there is removed."""
+    """Write the aggregates of one period from its rows; a GPU renumbered since keeps one, under its new number."""
     bounds = (key_floor(period.start), key_floor(period.end))
     expected = expected_rows(period.start, period.end, interval_changes(connection, node))
     rows = [_row(period, expected, row) for row in connection.execute(_GPU_SQL, (*bounds, node))]
     numbers = [row[1] for row in rows]
+    marks = ",".join("?" * len(numbers))
     connection.execute(
-        "DELETE FROM aggregates WHERE period = ? AND gpu IN (SELECT id FROM gpus WHERE node = ?)"
-        f" AND gpu NOT IN ({','.join('?' * len(numbers))}) AND EXISTS"
-        " (SELECT 1 FROM samples_raw WHERE id >= ? AND id < ?)",
-        (period.start, node, *numbers, *bounds),
+        f"DELETE FROM aggregates WHERE period = ? AND gpu NOT IN ({marks}) AND gpu IN (SELECT o.id FROM gpus o JOIN gpus n"
+        f" ON n.uid = o.uid AND n.source = o.source AND n.node = o.node WHERE n.id IN ({marks}))",
+        (period.start, *numbers, *numbers),
     )
     connection.executemany(_AGGREGATES, rows)
     if node == 1:
