@@ -39,7 +39,9 @@ def fill(
                 " VALUES (?, 1, ?, 'nvml', 'NVIDIA H100', 85520809984, ?)",
                 (gpu, f"GPU-{gpu:04d}", start),
             )
-            connection.execute("INSERT OR IGNORE INTO states VALUES (?, 'driver_version', ?, '550.54')", (gpu, start))
+            connection.execute(
+                "INSERT OR IGNORE INTO states VALUES (?, 'driver_version', ?, '550.54')", (gpu, start)
+            )
     sql = insert_sql("samples_raw", COLUMNS)
     for first in range(0, intervals, batch):
         starts = range(start + first * interval, start + min(first + batch, intervals) * interval, interval)
