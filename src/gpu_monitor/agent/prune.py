@@ -5,7 +5,7 @@ from __future__ import annotations
 from gpu_monitor.storage.database import Writer
 
 SCAN = 1000
-"""Rows of a long table that are looked at, and deleted if need be, at a time: about 5 ms."""
+"""Rows of a long table that are looked at, and deleted if need be, at a time: a millisecond of work, and a sync."""
 _BATCH = 500
 _KEYS = {"aggregates": "period, gpu", "host_aggregates": "period", "periods": "node, start"}
 _ON_CHANGE = {"states": "gpu, key, since", "reasons": "gpu, metric, since"}
