@@ -8,10 +8,11 @@ import threading
 class FakeClock:
     """Implements `core.clock.Clock`: `advance` lets time pass, `step` moves the wall clock alone.
 
+    The monotonic clock begins below zero, as that of a sped-up agent does: its origin is arbitrary.
     `wait` does not block: it moves the clock to its deadline, unless the event is set already.
     """
 
-    def __init__(self, now: float = 1_700_000_000.0, monotonic: float = 1000.0) -> None:
+    def __init__(self, now: float = 1_700_000_000.0, monotonic: float = -5000.0) -> None:
         self._now, self._monotonic, self._suspended = now, monotonic, 0.0
         self._lock = threading.Lock()
 

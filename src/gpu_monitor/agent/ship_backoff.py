@@ -69,7 +69,7 @@ class Gate:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._closed_until = 0.0
+        self._closed_until = _LONG_AGO
         self._failures = 0
         self.is_probing = False
         self.is_cut_off = False
@@ -95,7 +95,7 @@ class Gate:
 
     def open(self) -> None:
         """Forget what was wrong."""
-        self._closed_until, self._failures = 0.0, 0
+        self._closed_until, self._failures = _LONG_AGO, 0
         self.is_probing = self.is_cut_off = False
 
     def note(self, outcome: Outcome) -> None:

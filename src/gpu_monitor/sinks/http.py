@@ -25,6 +25,8 @@ from gpu_monitor.wire.telemetry import BATCH_BYTES, BATCH_REPORTS, join
 _LOG = logging.getLogger("ship")
 _GREETING_SECONDS = 5.0
 """OPTIONS only tells what else the server takes; reports do not wait longer for it."""
+_LEAST_SECRET = 4
+"""A contract number of less would be found in every address and status, and hides nothing."""
 _NOT_FOR_BATCHES = (400, 404, 405, 409, 410, 415, 422, 501)
 """Statuses of a whole batch that say nothing about its reports: they go out singly from then on."""
 
@@ -225,7 +227,9 @@ class HttpSink:
             secrets.append(self._token() or "")
         except ConfigError:
             _LOG.debug("the token cannot be read, so none was sent")
-        pattern = "|".join(rf"(?<!\w){re.escape(secret)}(?!\w)" for secret in secrets if secret)
+        pattern = "|".join(
+            rf"(?<!\w){re.escape(secret)}(?!\w)" for secret in secrets if len(secret) >= _LEAST_SECRET
+        )
         clean = {
             name: re.sub(pattern, "***", text) if text and pattern else text
             for name, text in (("error", outcome.error), ("note", outcome.note))
