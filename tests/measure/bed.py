@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import json
 import os
 import signal
@@ -13,13 +14,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+import gpu_monitor
 from tests.standin.build import build
 from tests.standin.control import Proc, Standin
 from tests.standin.profiles import H100
 
 GPUS = 8
 PROGRAM = (sys.executable, "-m", "gpu_monitor")
-_NEVER = ("GPU_MONITOR_TOKEN", "GPU_MONITOR_TOKEN_FILE", "STATE_DIRECTORY", "NOTIFY_SOCKET", "PYTHONPATH")
+_NEVER = (
+    "GPU_MONITOR_TOKEN", "GPU_MONITOR_TOKEN_FILE", "STATE_DIRECTORY", "NOTIFY_SOCKET",
+    # An installed program has its bytecode; one that compiles itself at each start is slower and larger.
+    "PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED", "PYTHONPATH",
+)  # fmt: skip
 
 
 def environment(home: Path, more: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -27,6 +33,11 @@ def environment(home: Path, more: Mapping[str, str] | None = None) -> dict[str, 
     kept = {name: value for name, value in os.environ.items() if name not in _NEVER}
     own = {"HOME": str(home), "XDG_CONFIG_HOME": str(home / ".config"), "NO_PROXY": "127.0.0.1,localhost"}
     return {**kept, **own, **(more or {})}
+
+
+def compile_program() -> None:
+    """Write the program's bytecode, as installing it does."""
+    compileall.compile_dir(str(Path(gpu_monitor.__file__).parent), quiet=1)
 
 
 def configure(folder: Path, **sections: Mapping[str, object]) -> Path:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.measure import commands, footprint, peers, storage
+from tests.measure.bed import compile_program
 from tests.measure.figures import Figure, as_json, as_text, write_page
 from tests.measure.machine import this_machine
 from tests.standin.build import NoCompiler
@@ -132,6 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print; 0 where every bar that was measured is met, 1 where one is not."""
     args = read_arguments(argv)
     machine = this_machine()
+    compile_program()
     with tempfile.TemporaryDirectory(prefix="gpu_monitor-bench-") as folder, progress() as say:
         scale = QUICK if args.quick else Scale()
         figures, failed = measure(Bench(Path(folder), scale, say), args.parts)

@@ -172,7 +172,7 @@ def add_older_hours(writer: Writer, first: int, hours: int) -> None:
 
 def settle_ledger(writer: Writer, progress: Callable[[float], None] = lambda share: None) -> int:
     """Every period sent and acknowledged, one in ten after a first failure; returns how many there are."""
-    ledger = Ledger(writer, "12345", 60.0)
+    ledger = Ledger(writer, "12345", 60)
     periods = writer.rows("SELECT start, seconds FROM periods WHERE node = ? ORDER BY start", (LOCAL_NODE,))
     for place in range(0, len(periods), 24):
         with writer.transaction() as connection:
