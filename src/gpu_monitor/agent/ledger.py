@@ -28,6 +28,8 @@ LONGEST_WAIT = 600.0
 REVIVAL_SECONDS = 6 * 3600.0
 """A parked report is tried again at most this often while others are acknowledged (design section 7)."""
 
+_BATCH = 8
+"""Reports begun in one transaction: about 40 ms to build for 8 GPUs, so that a sample hardly waits."""
 _UNCOUNTED = (Verdict.INTERRUPTED, Verdict.UNCOMPRESSED, Verdict.SPLIT)
 """Verdicts that say nothing about the report: the attempt is on record, but is none of its ten."""
 
@@ -130,7 +132,10 @@ class Ledger:
                     "UPDATE attempts SET verdict = ?, error = ? WHERE id = ?",
                     (Verdict.INTERRUPTED.value, INTERRUPTED_ERROR, attempt),
                 )
-                connection.execute("UPDATE reports SET spent = max(0, spent - 1) WHERE id = ?", (report,))
+                connection.execute(
+                    "UPDATE reports SET spent = max(0, spent - 1), last_error = ? WHERE id = ?",
+                    (INTERRUPTED_ERROR, report),
+                )
         return len(rows)
 
     def due(self, now: float, limit: int) -> list[int]:
@@ -199,20 +204,23 @@ class Ledger:
         """
         begun: list[Try] = []
         total = 0
-        with self._writer.transaction() as connection:
-            for report in ids:
-                parcel = self._parcel(connection, report, now)
-                if parcel is None:
-                    continue
-                total += len(parcel.body)
-                if begun and total > max_bytes:
-                    break
-                begun.append(self._begin(connection, report, parcel, now))
+        for place in range(0, len(ids), _BATCH):
+            with self._writer.transaction() as connection:
+                for report in ids[place : place + _BATCH]:
+                    parcel = self._parcel(connection, report, now)
+                    if parcel is None:
+                        continue
+                    total += len(parcel.body)
+                    if begun and total > max_bytes:
+                        return begun
+                    begun.append(self._begin(connection, report, parcel, now))
         return begun
 
     def _begin(self, connection: sqlite3.Connection, report: int, parcel: Parcel, now: float) -> Try:
         connection.execute(
-            "UPDATE reports SET attempts = attempts + 1, spent = spent + 1 WHERE id = ?", (report,)
+            "UPDATE reports SET attempts = attempts + 1, spent = spent + 1,"
+            " first_attempt = coalesce(first_attempt, ?), last_attempt = ? WHERE id = ?",
+            (now, now, report),
         )
         period, number, spent, state = connection.execute(
             "SELECT period, attempts, spent, state FROM reports WHERE id = ?", (report,)
@@ -279,6 +287,8 @@ class Ledger:
             "UPDATE attempts SET ended = ?, status = ?, verdict = ?, error = ?, uid = ? WHERE id = ?",
             (now, outcome.status, outcome.verdict.value, outcome.error, outcome.uid, one.attempt),
         )
+        if outcome.error is not None:
+            connection.execute("UPDATE reports SET last_error = ? WHERE id = ?", (outcome.error, one.report))
         if outcome.verdict is Verdict.ACKNOWLEDGED:
             self._change(
                 connection, one, now, "sent",
