@@ -9,7 +9,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gpu_monitor.agent.ask import load_plan, plan_text
@@ -30,7 +30,7 @@ from gpu_monitor.config.model import Settings
 from gpu_monitor.core.buckets import PeriodPlan
 from gpu_monitor.core.clock import Clock
 from gpu_monitor.core.errors import ConfigError, StorageBusy
-from gpu_monitor.core.model import Identity
+from gpu_monitor.core.model import Identity, Round, Span
 from gpu_monitor.core.ports import HostSource, ProcessLookup
 from gpu_monitor.service.notify import Notifier
 from gpu_monitor.sinks.http import HttpSink, Target
@@ -168,7 +168,7 @@ def _build(
     stack.callback(xids.close)
     host, lookup = (None, None) if played else _machine_readers(loaded)
     parts = Parts(
-        store=store, read=SourceRunner(chosen.source).read, host=host, processes=lookup,
+        store=store, read=_reading(SourceRunner(chosen.source).read, current), host=host, processes=lookup,
         rollup=Rollup(writer, refresh, store.rolled_up), retention=retention,
         ship=ship, clock=clock, machine=Machine(boot_id(), boot_time()),
         queue=Queue(settings.database.queue_intervals),
@@ -187,11 +187,22 @@ def _build(
     return Assembly(parts, chosen.describe, stop, notifier, apply)
 
 
+def _reading(read: Callable[[float, Span], Round], current: list[Loaded]) -> Callable[[float, Span], Round]:
+    """`read`, without the processes on the GPUs while the settings in force say that they are not recorded."""
+
+    def read_allowed(now: float, span: Span) -> Round:
+        found = read(now, span)
+        if current[0].settings.collection.processes != "off":
+            return found
+        return replace(found, devices=tuple(replace(device, processes=None) for device in found.devices))
+
+    return read_allowed
+
+
 def _machine_readers(loaded: Loaded) -> tuple[HostSource | None, ProcessLookup | None]:
     collection = loaded.settings.collection
     host = PsutilHost(str(loaded.store.parent)) if collection.host else None
-    lookup = ProcessDirectory(mode=collection.processes) if collection.processes != "off" else None
-    return host, lookup
+    return host, ProcessDirectory(mode=collection.processes)
 
 
 def _xid_watch(settings: Settings, played: bool) -> XidWatch:
