@@ -84,6 +84,7 @@ def test_killed_at_random_instants(tmp_path: Path, batch: str | None) -> None:
         with shipping(writer.path, server.url):
             wait_for(lambda: not unsettled(writer))
         compare(writer, server, hours)
+    assert unsettled(writer) == 0
     writer.close()
 
 

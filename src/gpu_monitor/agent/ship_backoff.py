@@ -24,7 +24,7 @@ _SILENT = (Verdict.INTERRUPTED, Verdict.UNCOMPRESSED, Verdict.SPLIT)
 
 def wait_seconds(attempt: int) -> float:
     """The wait after the attempt of this number (from 1): doubled each time, with jitter, at most 10 min."""
-    # Imported at the first failure: tenacity loads asyncio, which an agent that delivers never needs.
+    # Imported at the first failure: an agent that delivers never needs it.
     import tenacity
 
     state = _state(attempt)

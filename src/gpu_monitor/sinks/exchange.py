@@ -220,7 +220,7 @@ def _read(response: requests.Response) -> bytes | None:
 
 def _open_session(twins: _Twins) -> requests.Session:
     """A session whose sockets have twins, and whose only credentials are those of each request."""
-    # Imported at the first send: requests and urllib3 take 15 MB that an agent offline never needs.
+    # Imported at the first send: requests and urllib3 add 6 MB that an agent offline never needs.
     import requests
     from requests.adapters import HTTPAdapter
     from urllib3 import connection as urllib3_connection
