@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
@@ -126,20 +127,39 @@ def _data_end(connection: sqlite3.Connection) -> float:
 
 
 def _neighbours(connection: sqlite3.Connection, stretch: Stretch) -> tuple[int | None, int | None]:
-    """The keys of the salvaged samples next to a stretch that could not be read."""
+    """The keys of the salvaged samples next to a stretch that could not be read.
+
+    Where there is none before it, the first that was found on a stray page within.
+    """
     bottom, top = stretch
     before = connection.execute("SELECT max(id) FROM samples_raw WHERE id <= ?", (bottom,)).fetchone()[0]
+    if before is None:
+        inside = (bottom, top)
+        before = connection.execute(
+            "SELECT min(id) FROM samples_raw WHERE id > ? AND id < ?", inside
+        ).fetchone()[0]
     after = connection.execute("SELECT min(id) FROM samples_raw WHERE id >= ?", (top,)).fetchone()[0]
     return before, after
 
 
 def _holes(connection: sqlite3.Connection, stretch: Stretch, interval: int) -> Iterator[tuple[float, float]]:
-    """The time of a stretch in which no sample is left and no gap is on record yet."""
+    """The times of a stretch in which no sample is left and no gap is on record yet."""
     before, after = _neighbours(connection, stretch)
-    if before is None and after is None:
+    edges = [key_start(key) for key in (before, after) if key is not None]
+    if not edges:
         return
-    end = _data_end(connection) if after is None else float(key_start(after))
-    start = end if before is None else float(key_start(before) + interval)
+    last = edges[-1] if after is not None else round(_data_end(connection))
+    inside = connection.execute(
+        "SELECT DISTINCT id >> 20 FROM samples_raw WHERE id >= ? AND id <= ? ORDER BY 1",
+        (key_floor(edges[0]), key_floor(last + 1)),
+    ).fetchall()
+    starts = [row[0] for row in inside]
+    for start, end in itertools.pairwise([*starts, last] if after is None else starts):
+        yield from _unexplained(connection, float(start + interval), float(end))
+
+
+def _unexplained(connection: sqlite3.Connection, start: float, end: float) -> Iterator[tuple[float, float]]:
+    """[start, end) without the gaps that are on record."""
     known = connection.execute(
         'SELECT start, coalesce("end", ?) FROM gaps WHERE node = ? AND uid IS NULL AND start < ?'
         ' AND coalesce("end", ?) > ? ORDER BY start',
@@ -176,16 +196,19 @@ def _first_key(connection: sqlite3.Connection, name: str) -> str | None:
 
 def _lost_samples(connection: sqlite3.Connection, stretch: Stretch, interval: int) -> int:
     before, after = _neighbours(connection, stretch)
-    if before is None and after is None:
-        return 0
-    if before is None or after is None:
-        if before is None:
-            return 1  # how far back the rows went nobody can say
-        missing = _data_end(connection) - key_start(before) - interval
-        return max(1, round(missing / interval) * len(_gpus_at(connection, key_start(before))))
-    gpus = sorted(_gpus_at(connection, key_start(before)) | _gpus_at(connection, key_start(after)))
+    if before is None:
+        return 0 if after is None else 1  # how far back the rows went nobody can say
+    inside: int = connection.execute(
+        "SELECT count(*) FROM samples_raw WHERE id > ? AND id < ?",
+        (before, key_floor(1 << 42) if after is None else after),
+    ).fetchone()[0]
+    gpus = sorted(_gpus_at(connection, key_start(before)) | _gpus_at(connection, key_start(after or before)))
+    if after is None:
+        steps = round((_data_end(connection) - key_start(before) - interval) / interval)
+        return max(1, steps * len(gpus) - inside)
     steps = (key_start(after) - key_start(before)) // interval
-    return max(1, steps * len(gpus) + gpus.index(key_gpu(after)) - gpus.index(key_gpu(before)) - 1)
+    rest = gpus.index(key_gpu(after)) - gpus.index(key_gpu(before)) - 1
+    return max(0, steps * len(gpus) + rest - inside)
 
 
 def _gpus_at(connection: sqlite3.Connection, start: int) -> set[int]:

@@ -186,8 +186,9 @@ def refuse_unwritable(path: Path) -> None:
 def _prepare(connection: sqlite3.Connection, path: Path, page_limit: int | None, cache_kib: int) -> None:
     """Set the connection up and bring the file to today's schema; the caller holds the file lock."""
     run = connection.execute
-    run("PRAGMA auto_vacuum = INCREMENTAL")
     version = version_of(connection, path)
+    if version == 0:  # it holds for files without tables only, and is a write on any other
+        run("PRAGMA auto_vacuum = INCREMENTAL")
     run("PRAGMA journal_mode = WAL")
     run("PRAGMA synchronous = FULL")
     run(f"PRAGMA cache_size = -{cache_kib}")

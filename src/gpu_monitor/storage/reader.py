@@ -67,10 +67,10 @@ def connect(path: Path, mode: Mode, lenient: bool = False) -> sqlite3.Connection
     try:
         if lenient:
             connection.execute("PRAGMA writable_schema = ON")
+        if mode is Mode.QUIET:  # before anything is read: the log is opened then
+            connection.execute("PRAGMA locking_mode = EXCLUSIVE")
         connection.execute("PRAGMA query_only = ON")
         connection.execute("PRAGMA cache_size = -2048")
-        if mode is Mode.QUIET:
-            connection.execute("PRAGMA locking_mode = EXCLUSIVE")
         connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
     except BaseException:
         connection.close()

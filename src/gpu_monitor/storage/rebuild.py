@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import sqlite3
 from collections.abc import Callable
@@ -11,15 +12,18 @@ from pathlib import Path
 from gpu_monitor.core.clock import Clock
 from gpu_monitor.storage.amend import amend
 from gpu_monitor.storage.files import translated
+from gpu_monitor.storage.leaves import stray_rows
 from gpu_monitor.storage.migrate import migrate
 from gpu_monitor.storage.rescue import Rescue, Row, Shape, Stretch, quoted
-from gpu_monitor.storage.tables import key_floor
+from gpu_monitor.storage.tables import key_floor, key_start
 from gpu_monitor.storage.wreck import open_wreck
 
 _LOG = logging.getLogger("storage")
 _SAY_SECONDS = 5.0
-_LAST = ("hosts_raw", "samples_raw")
+_SAMPLES = "samples_raw"
+_LAST = ("hosts_raw", _SAMPLES)
 """The long tables come after the small ones, which everything else hangs on."""
+_BATCH = 1000
 _MINUTE = 60
 _HOUR = 3600
 
@@ -49,7 +53,8 @@ def rebuild(wreck: Path, target: Path, clock: Clock, seconds: float, trouble: st
                 connection.execute(f"PRAGMA {pragma}")
             migrate(connection, 0)
             with open_wreck(wreck, target) as source:
-                _copy_all(source, connection, account, deadline, clock.now())
+                _copy_all(source, connection, account, deadline)
+                _copy_strays(wreck, connection, account, deadline)
                 amend(connection, source, account.lost, clock.now(), account.kept, trouble)
             account.rows.update(_counts(connection))
         finally:
@@ -66,6 +71,7 @@ class _Deadline:
         self._clock = clock
         self._end = clock.monotonic() + seconds
         self._say = clock.monotonic() + _SAY_SECONDS
+        self.highest = key_floor(clock.now() + 24 * _HOUR)
         self.doing = ""
         self.rows = 0
 
@@ -82,11 +88,10 @@ def _copy_all(
     target: sqlite3.Connection,
     account: Account,
     deadline: _Deadline,
-    now: float,
 ) -> None:
     names = list(_counts(target))
     for name in sorted(names, key=lambda name: (name in _LAST, names.index(name))):
-        shape = None if source is None else _shape(source, target, name, now)
+        shape = None if source is None else _shape(source, target, name, deadline.highest)
         if source is None or shape is None:
             account.lost[name] = [(0, 0)]
             continue
@@ -96,6 +101,23 @@ def _copy_all(
         target.execute("COMMIT")
         if lost:
             account.lost[name] = lost
+
+
+def _copy_strays(wreck: Path, target: sqlite3.Connection, account: Account, deadline: _Deadline) -> None:
+    """Samples on sound pages to which the way is broken."""
+    stretches = account.lost.get(_SAMPLES, [])
+    if not stretches:
+        return
+    columns = tuple(str(row[1]) for row in target.execute(f"PRAGMA table_info({_SAMPLES})"))
+    take = _taker(target, Shape(_SAMPLES, columns, ("id",)), deadline)
+    bounded = [(0, deadline.highest)] if stretches == [(0, 0)] else stretches
+    found = stray_rows(wreck, len(columns), bounded)
+    target.execute("BEGIN")
+    while batch := list(itertools.islice(found, _BATCH)):
+        take(batch)
+        if deadline.is_late():
+            break
+    target.execute("COMMIT")
 
 
 def _taker(target: sqlite3.Connection, shape: Shape, deadline: _Deadline) -> Callable[[list[Row]], None]:
@@ -112,7 +134,7 @@ def _taker(target: sqlite3.Connection, shape: Shape, deadline: _Deadline) -> Cal
     return take
 
 
-def _shape(source: sqlite3.Connection, target: sqlite3.Connection, name: str, now: float) -> Shape | None:
+def _shape(source: sqlite3.Connection, target: sqlite3.Connection, name: str, highest: int) -> Shape | None:
     """How table `name` is read: the columns that both files have; None where the damaged one lacks it."""
     try:
         there = {str(row[1]) for row in source.execute(f"PRAGMA table_info({name})")}
@@ -124,10 +146,9 @@ def _shape(source: sqlite3.Connection, target: sqlite3.Connection, name: str, no
         return None
     columns = tuple(str(row[1]) for row in known)
     if name in _LAST:
-        highest = key_floor(now + 24 * _HOUR)
         return Shape(name, columns, key, key_floor(_MINUTE), highest, integers=True)
     if key[0] == "period":
-        return Shape(name, columns, key, _HOUR, int(now) + 24 * _HOUR)
+        return Shape(name, columns, key, _HOUR, key_start(highest))
     return Shape(name, columns, key)
 
 

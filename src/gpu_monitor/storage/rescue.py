@@ -13,8 +13,8 @@ Stretch = tuple[int, int]
 """Keys strictly between the two."""
 
 _BATCH = 1000
-_PROBES = 20_000
-"""Looks into bad stretches per table: about 50 microseconds each, so a second at most."""
+_PROBES, _FEW_PROBES = 2000, 64
+"""Looks into bad stretches per table, and where neither end could be read: about 50 microseconds each."""
 
 
 @dataclass(frozen=True)
@@ -72,13 +72,14 @@ class Rescue:
         if not isinstance(bottom, int) or not isinstance(top, int):
             return [(0, 0)]
         waiting, lost, probes = deque([(bottom, top)]), list[Stretch](), 0
+        most = _FEW_PROBES if low is None and high is None else _PROBES
         while waiting:
             bottom, top = waiting.popleft()
             probes += 1
             if top - bottom < 2:
                 continue
-            if top - bottom <= self._shape.grain or probes > _PROBES or self._is_late():
-                if probes > _PROBES or not self._between(bottom + 1, top, False)[1]:
+            if top - bottom <= self._shape.grain or probes > most or self._is_late():
+                if probes > most or not self._between(bottom + 1, top, False)[1]:
                     lost.append((bottom, top))
                 continue
             middle = (bottom + top) // 2

@@ -84,12 +84,17 @@ def find_damage(path: Path) -> str | None:
     except StorageCorrupt as error:
         return error.message
     try:
-        found = str(reader.value("PRAGMA integrity_check(1)"))
+        return _verdict(reader.value("PRAGMA integrity_check(1)"))
     except StorageCorrupt as error:
         return error.message
     finally:
         reader.close()
-    return None if found == "ok" else found
+
+
+def _verdict(answer: str | None) -> str | None:
+    """What SQLite found, in one line; None where that is nothing."""
+    lines = [line for line in (answer or "ok").splitlines() if not line.startswith("***")]
+    return None if lines == ["ok"] else "; ".join(lines)
 
 
 def _look(writer: Writer, clock: Clock, seconds: float) -> str | None:
@@ -99,7 +104,7 @@ def _look(writer: Writer, clock: Clock, seconds: float) -> str | None:
         with writer.transaction() as connection:
             connection.set_progress_handler(lambda: int(clock.monotonic() > deadline), 20_000)
             try:
-                found = connection.execute("PRAGMA integrity_check(1)").fetchone()
+                found = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
             except sqlite3.OperationalError as error:
                 if "interrupted" not in str(error):
                     raise
@@ -108,12 +113,12 @@ def _look(writer: Writer, clock: Clock, seconds: float) -> str | None:
                 connection.set_progress_handler(None, 0)
     except StorageCorrupt as error:
         return error.message
-    return None if found is None or found[0] == "ok" else str(found[0])
+    return _verdict(found)
 
 
 def _salvage(path: Path, clock: Clock, trouble: str) -> Account:
     """Salvage the damaged store at `path`, from the beginning to the end."""
-    real = path.resolve()
+    real, trouble = path.resolve(), trouble.removeprefix(f"{path} ").removeprefix("is damaged: ")
     stamp = datetime.fromtimestamp(clock.now(), timezone.utc).strftime("%Y%m%dT%H%M%SZ")
     name, number = f"{real.name}.corrupt-{stamp}", 2
     while real.with_name(name).exists():
@@ -192,8 +197,8 @@ def _say(path: Path, account: Account) -> None:
         "salvaged %d samples and %d hours into a new %s; delete %s when you no longer need it",
         account.rows.get("samples_raw", 0), account.rows.get("aggregates", 0), path, account.kept,
     )  # fmt: skip
-    for name, stretches in account.lost.items():
-        _LOG.error("rows of %s could not be read (%d stretches); see the table losses", name, len(stretches))
+    if account.lost:
+        _LOG.error("rows of %s could not be read; the table losses says how many", ", ".join(account.lost))
 
 
 @contextlib.contextmanager
