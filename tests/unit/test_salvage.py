@@ -249,7 +249,7 @@ def leave_log(path: Path, minutes: int) -> None:
     pid = os.fork()
     if pid == 0:
         writer = Writer(path)
-        fill(writer, minutes, GPUS, START + INTERVALS * 60)
+        fill(writer, minutes, GPUS, START + INTERVALS * 60, batch=1)
         os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(pid, 0)
 
@@ -273,11 +273,42 @@ def test_a_log_of_noise_leaves_what_the_file_holds(store: Path) -> None:
     assert counts["samples_raw"] == ROWS
     check_rows_are_true(writer)
     assert writer.rows("PRAGMA integrity_check") == [("ok",)]
+    assert writer.value("SELECT count(*) FROM events WHERE kind = 'store_log_damaged'") == 1
+    assert writer.value("SELECT count(*) FROM losses") == 1
     writer.close()
+    assert store.with_name(f"{store.name}-wal.corrupt-{STAMP}").read_bytes() == noise(50_000)
     overwrite(store, 0, noise(100))
     store.with_name(store.name + "-wal").write_bytes(noise(50_000))
     writer, counts = salvaged(store)
     assert counts["samples_raw"] == ROWS
+    writer.close()
+
+
+def frames(path: Path) -> int:
+    return (path.stat().st_size - 32) // (24 + PAGE)
+
+
+@pytest.mark.parametrize(("place", "is_told"), [(0.0, True), (0.5, True), (1.0, False)])
+def test_a_bad_frame_of_the_log_is_told(store: Path, place: float, is_told: bool) -> None:
+    """The last commit may be cut short by the kill itself; a bad place before it costs what was committed after it."""
+    leave_log(store, 10)
+    log = store.with_name(store.name + "-wal")
+    frame = round((frames(log) - 1) * place)
+    overwrite(log, 32 + frame * (24 + PAGE) + 24 + 100, noise(8))
+    torn = log.read_bytes()
+    writer, counts = salvaged(store)
+    assert counts["samples_raw"] >= ROWS
+    assert writer.value("SELECT count(*) FROM events WHERE kind = 'store_log_damaged'") == is_told
+    writer.close()
+    kept = list(store.parent.glob("*-wal.corrupt-*"))
+    assert [path.read_bytes() for path in kept] == ([torn] if is_told else [])
+
+
+def test_a_whole_log_is_nothing_to_tell(store: Path) -> None:
+    leave_log(store, 50)
+    writer, counts = salvaged(store)
+    assert counts["samples_raw"] == ROWS + 50 * GPUS
+    assert counts["losses"] == 0
     writer.close()
 
 

@@ -11,6 +11,7 @@ import errno
 import json
 import logging
 import os
+import shutil
 import sqlite3
 from collections.abc import Iterator
 from datetime import datetime, timezone
@@ -18,10 +19,11 @@ from pathlib import Path
 
 from gpu_monitor.core.clock import Clock, SystemClock
 from gpu_monitor.core.errors import StorageCorrupt, StorageError, StorageFull
-from gpu_monitor.storage.database import Reader, Writer
-from gpu_monitor.storage.files import looks_like, note_path
+from gpu_monitor.storage.database import Reader, Writer, refuse_unwritable
+from gpu_monitor.storage.files import looks_like, note_path, wal_path
 from gpu_monitor.storage.locks import FileLock, lock_path
 from gpu_monitor.storage.rebuild import Account, rebuild
+from gpu_monitor.storage.wal import damage_of
 
 _LOG = logging.getLogger("storage")
 _LOCK_SECONDS = 10.0
@@ -45,12 +47,16 @@ def open_store(
     clock = clock or SystemClock()
     _go_on(path, clock)
     try:
+        refuse_unwritable(path)
+        torn = _keep_torn_log(path, clock)
         writer = Writer(path, page_limit=page_limit)
     except StorageCorrupt as error:
         trouble = error.message
     else:
         found = _look(writer, clock, look_seconds)
         if found is None:
+            if torn is not None:
+                _tell_torn_log(writer, clock, *torn)
             return writer
         writer.close()
         trouble = found
@@ -116,10 +122,39 @@ def _look(writer: Writer, clock: Clock, seconds: float) -> str | None:
     return _verdict(found)
 
 
+def _stamp(clock: Clock) -> str:
+    return datetime.fromtimestamp(clock.now(), timezone.utc).strftime("%Y%m%dT%H%M%SZ")
+
+
+def _keep_torn_log(path: Path, clock: Clock) -> tuple[str, str] | None:
+    """What is wrong with the log that was left, and the name of its copy: SQLite drops what it cannot use of it."""
+    log = wal_path(path)
+    damage = damage_of(log)
+    if damage is None:
+        return None
+    name = f"{log.name}.corrupt-{_stamp(clock)}"
+    with _files(path):
+        shutil.copyfile(log, log.with_name(name))
+    return damage, name
+
+
+def _tell_torn_log(writer: Writer, clock: Clock, damage: str, kept: str) -> None:
+    message = f"{damage}: what was stored after that place is lost; the log is kept as {kept}"
+    _LOG.error("%s: %s", writer.path, message)
+    with writer.transaction() as connection:
+        connection.execute(
+            "INSERT INTO events (time, node, kind, severity, message) VALUES (?, 1, 'store_log_damaged', 'error', ?)",
+            (clock.now(), message),
+        )
+        connection.execute(
+            "INSERT INTO losses (time, what, cause, rows) VALUES (?, 'samples', ?, 0)", (clock.now(), message)
+        )
+
+
 def _salvage(path: Path, clock: Clock, trouble: str) -> Account:
     """Salvage the damaged store at `path`, from the beginning to the end."""
     real, trouble = path.resolve(), trouble.removeprefix(f"{path} ").removeprefix("is damaged: ")
-    stamp = datetime.fromtimestamp(clock.now(), timezone.utc).strftime("%Y%m%dT%H%M%SZ")
+    stamp = _stamp(clock)
     name, number = f"{real.name}.corrupt-{stamp}", 2
     while real.with_name(name).exists():
         name, number = f"{real.name}.corrupt-{stamp}-{number}", number + 1
