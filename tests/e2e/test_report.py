@@ -12,6 +12,7 @@ import pytest
 from gpu_monitor.core.model import GpuProcess
 from tests.e2e.program import ask, configure
 from tests.made_stores import CARD, GIB, HOUR, OTHER, PRETENDED, MadeStore
+from tests.recordings import recording
 
 BUSY = {"gpu_utilization": 80.0, "memory_used": 10.0 * GIB, "power_usage": 300.0, "energy": 18000.0}
 HELD = {"gpu_utilization": 2.0, "memory_used": 1.0 * GIB, "power_usage": 72.0}
@@ -110,3 +111,31 @@ def test_simulated_gpus_say_so(tmp_path: Path) -> None:
     assert text.splitlines()[1] == "SIMULATED GPUs: no real hardware did any of this."
     found = json.loads(ask(tmp_path, "report", *SPAN, "-f", "json").stdout)
     assert [line["origin"] for line in (*found["lines"], *found["totals"])] == ["simulated", "simulated"]
+
+
+def test_a_recorded_day_of_eight_gpus(tmp_path: Path) -> None:
+    """The figures of a real log, worked out here from its lines alone: one reading a minute, 1,440 of each GPU."""
+    log = recording("derived/nvsmi_8gpu_24h_from_gentd26.csv")
+    readings: dict[str, list[tuple[float, float]]] = {}
+    with log.open(newline="") as file:
+        for row in csv.DictReader(file, skipinitialspace=True):
+            pair = (float(row["utilization.gpu [%]"].split()[0]), float(row["memory.used [MiB]"].split()[0]))
+            readings.setdefault(row["uuid"], []).append(pair)
+    assert ask(tmp_path, "import", str(log), "--node", "day", "--timezone", "UTC").returncode == 0
+    span = ("--since", "2026-09-14T08:00:00+00:00", "--until", "2026-09-15T08:00:00+00:00")
+    for by_rows in (False, True):
+        # By user the rows are taken one by one; the sums must be those of the aggregates.
+        words = ("--by", "user") if by_rows else ()
+        found = json.loads(ask(tmp_path, "report", "--node", "day", *span, *words, "-f", "json").stdout)
+        minutes = [pair for pairs in readings.values() for pair in pairs[:1440]]
+        total = found["totals"][0]
+        assert (total["gpu_hours"], total["coverage"]) == (pytest.approx(192, abs=0.01), 1.0)
+        assert total["gpu_utilization"] == pytest.approx(
+            sum(used for used, _ in minutes) / len(minutes), abs=0.1
+        )
+        # A reading that came a few milliseconds late may move its minute: some ten of 11,520 do.
+        idle = sum(used < 5 for used, _ in minutes) / 60
+        held = sum(used < 5 and memory >= 256 for used, memory in minutes) / 60
+        assert total["idle_hours"] == pytest.approx(idle, abs=0.25)
+        assert total["held_idle_hours"] == pytest.approx(held, abs=0.25)
+        assert (total["energy_kwh"], total["energy_estimated_kwh"], total["money"]) == (None, None, None)

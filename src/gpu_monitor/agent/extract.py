@@ -247,7 +247,9 @@ class Extract:
         )
 
     def _processes(self, place: _Place, raw: Sequence[Any]) -> Iterator[str]:
-        uids = dict(self._store.rows("SELECT id, uid FROM gpus WHERE node = ?", (self._node,)))
+        uids: dict[int, str] = dict(
+            self._store.rows("SELECT id, uid FROM gpus WHERE node = ?", (self._node,))
+        )
         margin = max(place.lengths)
         busy = {
             row[0]
