@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import threading
 from collections.abc import Callable
+from concurrent.futures import BrokenExecutor
 from datetime import datetime, timedelta, timezone
-
-from apscheduler.executors.pool import ThreadPoolExecutor
-from apscheduler.schedulers.background import BackgroundScheduler
+from typing import Any
 
 from gpu_monitor.core.clock import Clock, SystemClock, real_seconds
 from gpu_monitor.core.errors import GpuMonitorError
+from gpu_monitor.core.imports import StandIns, import_lean
 
 _LOG = logging.getLogger("schedule")
 _RETRY_SECONDS = 60.0
+
+# APScheduler asks asyncio one question and multiprocessing none, for schedulers and pools that are not ours:
+# 2 MB and a tenth of a second that the agent would carry for ever.
+_STAND_INS: StandIns = {
+    "asyncio": {"iscoroutinefunction": inspect.iscoroutinefunction},
+    "multiprocessing": {},
+    "concurrent.futures.process": {"BrokenProcessPool": BrokenExecutor},
+}
 
 Job = Callable[[], float]
 """Does what is due now and returns after how many seconds of the agent's clock it wants to run again."""
@@ -33,11 +42,7 @@ class Schedule:
         self._jobs: dict[str, Job] = {}
         self.failures = 0
         self._lock = threading.Lock()
-        self._scheduler = BackgroundScheduler(
-            timezone=timezone.utc,
-            executors={"default": ThreadPoolExecutor(2)},
-            job_defaults={"misfire_grace_time": None, "coalesce": True, "max_instances": 1},
-        )
+        self._scheduler = import_lean(_background_scheduler, _STAND_INS)
 
     def add(self, name: str, job: Job, first: float = 0.0) -> None:
         """Run `job` after `first` seconds and then as it says."""
@@ -85,3 +90,15 @@ class Schedule:
         """Start no more jobs and wait for the one that runs."""
         if self._scheduler.running:
             self._scheduler.shutdown(wait=True)
+
+
+def _background_scheduler() -> Any:
+    """A scheduler of our settings."""
+    from apscheduler.executors.pool import ThreadPoolExecutor  # third-party, imported lean
+    from apscheduler.schedulers.background import BackgroundScheduler
+
+    return BackgroundScheduler(
+        timezone=timezone.utc,
+        executors={"default": ThreadPoolExecutor(2)},
+        job_defaults={"misfire_grace_time": None, "coalesce": True, "max_instances": 1},
+    )
