@@ -26,6 +26,8 @@ CONTRACT = "12345"
 _LONGEST_LIFE = 2.4
 """Seconds; a start takes half of one, so some kills come before the first row, and some hours after it."""
 _FINISH_SECONDS = 240.0
+_TWIN_SPEED = "3000"
+"""Faster, a pause of milliseconds in the machine would look like minutes in which the agent did not run."""
 _FAULTS: tuple[Step | str, ...] = (
     Step("status", status=500, stored=True), Step("status", status=503, headers={"Retry-After": "7"}),
     Step("status", status=502), Step("status", status=429), Step("status", status=404), Step("status", status=401),
@@ -162,16 +164,21 @@ def _standing(store: Path) -> str:
     )
 
 
-def run_twin(folder: Path, plan: Plan, until: int) -> Path:
+def run_twin(folder: Path, plan: Plan, until: int, say: Say) -> Path:
     """The unkilled twin's store."""
-    config = configure(folder)
-    words = [
-        *plan.words(config),
-        "--offline",
-        "--until",
-        time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(until)),
-    ]
-    words[words.index("--speed") + 1] = "100000"
+    for number in range(1, 4):
+        store = _run_twin(folder / str(number), plan, until)
+        stalls = twin.gaps_of(store)
+        if not stalls:
+            return store
+        say(f"the twin was held up {len(stalls)} times by a busy machine: once more")
+    raise RuntimeError("this machine is too busy for an undisturbed twin")
+
+
+def _run_twin(folder: Path, plan: Plan, until: int) -> Path:
+    words = [*plan.words(configure(folder)), "--offline"]
+    words += ["--until", time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(until))]
+    words[words.index("--speed") + 1] = _TWIN_SPEED
     with (folder / "console.txt").open("wb") as console:
         subprocess.run(
             [*PROGRAM, *words], cwd=folder, env=environment(folder), stdout=console, stderr=console, check=True,
@@ -188,7 +195,9 @@ def compare(store: Path, other: Path, server: ServerProcess, end: int) -> dict[s
         # The first minute begins with the first reading, a hair after the minute itself.
         "whole minutes equal the twin's": twin.check_rows(store, other, START + twin.INTERVAL, end),
         "every second is in a row or in a gap": twin.check_seconds(store, START, end),
-        "gaps have their cause and do not overlap": twin.check_gaps(store, ["agent killed"]),
+        "every missing minute lies in one gap, with its cause": twin.check_gaps(
+            store, ["agent killed"], START, end
+        ),
         "whole hours equal the twin's": twin.check_hours(store, other),
         "every hour is delivered, once": twin.check_ledger(store, START, end),
         "ledger and server hold the same reports": twin.check_server(store, held, server.received()),
@@ -255,7 +264,7 @@ def soak(folder: Path, plan: Plan) -> int:
     store = agent / "gpu_metrics.db"
     end = int(str(query(store, "SELECT max(period) + 3600 FROM reports WHERE state = 'sent'")[0][0]))
     say("the twin runs")
-    found = compare(store, run_twin(folder / "twin", plan, end), server, end)
+    found = compare(store, run_twin(folder / "twin", plan, end, say), server, end)
     print("\n".join(["", *summary(store, server, end), ""]))
     width = max(map(len, found))
     for what, wrong in found.items():
