@@ -15,6 +15,7 @@ from gpu_monitor.core.clock import Clock, SystemClock
 from gpu_monitor.core.errors import StorageBusy, StorageCorrupt, StorageError, StorageForeign
 from gpu_monitor.storage.files import OPEN, has_wal, looks_like, note_path, shm_path, translated, wal_path
 from gpu_monitor.storage.migrate import NEWEST, version_of
+from gpu_monitor.storage.wal import holds_a_commit
 
 Row = tuple[Any, ...]
 
@@ -55,7 +56,10 @@ def choose_mode(path: Path) -> Mode:
     if not has_wal(path):
         return Mode.IMMUTABLE
     # An open connection always has the shared index: without it nobody has the file open.
-    return Mode.LIVE if shm_path(path).exists() or sys.platform == "win32" else Mode.QUIET
+    if shm_path(path).exists() or sys.platform == "win32":
+        return Mode.LIVE
+    # A log in which nothing counts would be tidied up at closing.
+    return Mode.QUIET if holds_a_commit(wal_path(path)) else Mode.IMMUTABLE
 
 
 def connect(path: Path, mode: Mode, lenient: bool = False) -> sqlite3.Connection:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 
 _HEADER, _FRAME_HEADER = 32, 24
@@ -16,37 +17,60 @@ def damage_of(log: Path) -> str | None:
     SQLite uses a log up to its first bad frame and says nothing. What a killed writer had not committed
     yet, and frames left from before the log began anew, are no damage.
     """
-    try:
-        content = log.read_bytes()
-    except FileNotFoundError:
-        return None
+    content = _content(log)
     if len(content) <= _HEADER:
         return None
-    header = struct.unpack(">8I", content[:_HEADER])
-    order = "<" if header[0] == _MAGIC else ">"
-    if (header[0] & ~1) != _MAGIC or _sums(content[:24], order, 0, 0) != header[6:8]:
+    if _header(content) is None:
         return "the header of the write-ahead log is damaged"
-    return _damaged_frame(content, header[2], header[4:6], order, header[6:8])
-
-
-def _damaged_frame(
-    content: bytes, page_size: int, salts: tuple[int, ...], order: str, sums: tuple[int, ...]
-) -> str | None:
-    """Walk the frames of this log's own run (its salts); more than one commit after a bad frame is a loss."""
-    size, offset, bad, commits = _FRAME_HEADER + page_size, _HEADER, None, 0
-    while offset + size <= len(content):
-        head = struct.unpack(">6I", content[offset : offset + _FRAME_HEADER])
-        if bad is None:
-            first, second = _sums(content[offset : offset + 8], order, *sums)
-            page = content[offset + _FRAME_HEADER : offset + size]
-            sums = _sums(page, order, first, second)
-            if head[2:4] != salts or sums != head[4:6]:
-                bad = (offset - _HEADER) // size + 1
-        if bad is not None and head[2:4] == salts and head[1]:
-            commits += 1
-        offset += size
+    bad, lost = 0, 0
+    for number, is_sound, is_own, is_commit in _frames(content):
+        bad = bad or (0 if is_sound else number)
+        lost += bool(bad) and is_own and is_commit
     # The last transaction may have been cut short by the kill itself; one before it was synced to the disk.
-    return f"frame {bad} of the write-ahead log is damaged" if commits > 1 else None
+    return f"frame {bad} of the write-ahead log is damaged" if lost > 1 else None
+
+
+def holds_a_commit(log: Path) -> bool:
+    """Whether the log holds anything that counts: a whole transaction."""
+    for _, is_sound, _, is_commit in _frames(_content(log)):
+        if not is_sound or is_commit:
+            return is_sound
+    return False
+
+
+def _content(log: Path) -> bytes:
+    try:
+        return log.read_bytes()
+    except FileNotFoundError:
+        return b""
+
+
+def _header(content: bytes) -> tuple[int, ...] | None:
+    """The eight numbers of the header, None where it is damaged."""
+    if len(content) < _HEADER:
+        return None
+    header = struct.unpack(">8I", content[:_HEADER])
+    sound = (header[0] & ~1) == _MAGIC and _sums(content[:24], _order(header), 0, 0) == header[6:8]
+    return header if sound else None
+
+
+def _order(header: tuple[int, ...]) -> str:
+    return "<" if header[0] == _MAGIC else ">"
+
+
+def _frames(content: bytes) -> Iterator[tuple[int, bool, bool, bool]]:
+    """Number of each frame, whether it and all before it are sound, is of this log's own run, and ends a transaction."""
+    header = _header(content)
+    if header is None:
+        return
+    size, salts, sums, is_sound = _FRAME_HEADER + header[2], header[4:6], header[6:8], True
+    for number, offset in enumerate(range(_HEADER, len(content) - size + 1, size), 1):
+        head = struct.unpack(">6I", content[offset : offset + _FRAME_HEADER])
+        if is_sound:
+            sums = _sums(content[offset : offset + 8], _order(header), *sums)
+            sums = _sums(content[offset + _FRAME_HEADER : offset + size], _order(header), *sums)
+            is_sound = head[2:4] == salts and sums == head[4:6]
+        yield number, is_sound, head[2:4] == salts, bool(head[1])
 
 
 def _sums(data: bytes, order: str, first: int, second: int) -> tuple[int, int]:
