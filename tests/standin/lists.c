@@ -63,8 +63,10 @@ nvmlReturn_t nvmlDeviceGetFieldValues(nvmlDevice_t device, int count, struct fie
 
 /* ------------------------------------------------------------------ sample buffers */
 
-/* The samples the card holds at `now`, oldest first: those given, or one each period. */
-static nvmlReturn_t buffer(const struct gpu *gpu, uint type, enum metric metric, struct sample out[SAMPLES], uint *count)
+/* The samples the card holds at `now`, oldest first: those given, or one each period. The values of those up to
+ * `seen_us` are left out: nobody asks for them, and a driver that copies its buffer pays nothing for them. */
+static nvmlReturn_t buffer(const struct gpu *gpu, uint type, enum metric metric, uint64_t seen_us,
+                           struct sample out[SAMPLES], uint *count)
 {
     const struct series *series = &gpu->series[type];
     uint64_t period = control->sample_period_us, value, last = now_us() / period * period;
@@ -77,6 +79,8 @@ static nvmlReturn_t buffer(const struct gpu *gpu, uint type, enum metric metric,
     }
     for (uint i = 0; i < SAMPLES; i++) {
         out[i].time_us = last - (SAMPLES - 1 - i) * period;
+        if (out[i].time_us <= seen_us)
+            continue;
         CHECK(measure(gpu, metric, out[i].time_us, &out[i].value));
     }
     return SUCCESS;
@@ -95,7 +99,7 @@ nvmlReturn_t nvmlDeviceGetSamples(nvmlDevice_t device, uint type, ull last_seen_
     NEED(type < SAMPLING_TYPES && value_type && count);
     if (metrics[type] == METRICS)
         return NOT_SUPPORTED; /* module power */
-    CHECK(buffer(at.gpu, type, metrics[type], held, &in_buffer));
+    CHECK(buffer(at.gpu, type, metrics[type], last_seen_us, held, &in_buffer));
     *value_type = TYPE_UINT;
     if (!out) {
         *count = SAMPLES;
