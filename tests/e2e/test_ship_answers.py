@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import json
 import logging
+import socket
 import threading
 import uuid
 from collections.abc import Iterator
@@ -521,3 +522,69 @@ def test_no_proxy_is_respected(
     on = bench(tmp_path, server.url)
     on.shipper.run_once()
     assert on.reports() == [(0, 1, "sent")]
+
+
+def test_a_closed_port_is_unreachable(tmp_path: Path, server: ServerProcess) -> None:
+    on = bench(tmp_path, server.url, hours=3)
+    server.stop()
+    on.drain(30)
+    assert set(on.attempts()) == {(None, "unreachable")}
+    assert "refused" in on.errors()[0]
+    assert on.writer.rows("SELECT attempts > 0 FROM reports ORDER BY period") == [(1,), (0,), (0,)]
+    server.start()
+    on.drain(700)
+    assert {state for _, _, state in on.reports()} == {"sent"}
+
+
+def test_tls_to_a_plain_server_is_unreachable(tmp_path: Path, server: ServerProcess) -> None:
+    on = bench(tmp_path, server.url.replace("http:", "https:"))
+    on.shipper.run_once()
+    assert on.attempts() == [(None, "unreachable")]
+    assert "TLS" in on.errors()[0]
+
+
+def test_a_port_that_takes_connections_and_says_nothing(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        for scheme in ("http", "https"):
+            (tmp_path / scheme).mkdir()
+            on = bench(tmp_path / scheme, f"{scheme}://127.0.0.1:{port}/", timeout=0.5)
+            on.shipper.run_once()
+            ((status, verdict),) = on.attempts()
+            assert status is None
+            assert verdict in ("retry", "unreachable")
+    assert [one for one in threading.enumerate() if one is not threading.main_thread()] == []
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://[::1/",
+        "http://127.0.0.1:99999/",
+        "http://127.0.0.1:port/",
+        "http://a..b/",
+        "http://" + "a" * 300 + "/",
+        "http://\udcff/",
+        "http://?key=1",
+        "http://no-such-host.invalid/",
+    ],
+)
+def test_an_address_that_cannot_be_used_raises_nothing(tmp_path: Path, url: str) -> None:
+    on = bench(tmp_path, url)
+    on.shipper.run_once()
+    assert on.attempts() == [(None, "unreachable")]
+    assert on.errors()[0]
+
+
+@pytest.mark.parametrize(
+    "proxy", ["http://", "nonsense://127.0.0.1:1", "http://127.0.0.1:9", "socks5://127.0.0.1:9"]
+)
+def test_a_proxy_that_does_not_work_is_named(
+    tmp_path: Path, server: ServerProcess, monkeypatch: pytest.MonkeyPatch, proxy: str
+) -> None:
+    monkeypatch.setenv("http_proxy", proxy)
+    monkeypatch.setenv("no_proxy", "")
+    on = bench(tmp_path, "http://central.invalid/api/metrics")
+    on.shipper.run_once()
+    assert on.attempts() == [(None, "unreachable")]
+    assert "proxy" in on.errors()[0]

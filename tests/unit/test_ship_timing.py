@@ -13,6 +13,7 @@ from gpu_monitor.agent.identity import establish
 from gpu_monitor.agent.ledger import Ledger, share_of
 from gpu_monitor.agent.ship import Shipper
 from gpu_monitor.agent.ship_backoff import wait_seconds
+from gpu_monitor.core.errors import StorageError, StorageFull
 from gpu_monitor.core.outcome import Outcome, Parcel, Verdict
 from gpu_monitor.storage.database import Writer
 from tests.fakes.clock import FakeClock
@@ -108,7 +109,7 @@ def test_ten_attempts_then_parked_then_every_ten_minutes(tmp_path: Path) -> None
         assert half <= gap <= 2 * half + 1, (number, gap)
     assert on.states() == ["parked"]
     assert on.writer.value("SELECT spent FROM reports") == len(times)
-    assert all(600 <= gap <= 661 for gap in gaps[9:])
+    assert all(599.999 <= gap <= 661 for gap in gaps[9:]), gaps
     assert len(gaps) > 12
 
 
@@ -149,7 +150,7 @@ def test_a_revived_report_gets_one_attempt_in_six_hours(tmp_path: Path) -> None:
     first = next(at for at, hour in on.log if hour == 1)
     times = [at for at, hour in on.log if hour == 0 and at >= first]
     assert times[0] - first < 60
-    assert all(later - earlier >= 6 * HOUR for earlier, later in pairwise(times))
+    assert all(later - earlier >= 6 * HOUR - 0.001 for earlier, later in pairwise(times))
     assert 7 <= len(times) <= 9
     assert on.states() == ["parked"] + ["sent"] * (on.hours - 1)
 
@@ -164,7 +165,8 @@ def test_a_poisoned_report_does_not_stop_the_others(tmp_path: Path) -> None:
 @pytest.mark.parametrize("bad", [(0, 1), (0, 19), (3, 4, 5, 6)])
 def test_several_poisoned_reports_do_not_stop_the_others(tmp_path: Path, bad: tuple[int, ...]) -> None:
     on = Line(tmp_path, poison(*bad), hours=20)
-    on.run(120)
+    # Four bad ones in a row: the gate closes for up to 20 + 40 + 80 s before a good one shows.
+    on.run(150)
     assert [hour for hour, state in enumerate(on.states()) if state != "sent"] == list(bad)
     on.run(DAY, every_hour=True)
     states = on.states()
@@ -220,7 +222,7 @@ def test_a_refusal_is_tried_every_ten_minutes_at_most(tmp_path: Path) -> None:
     on = Line(tmp_path, always(REFUSED), hours=30)
     on.run(DAY)
     times = [at for at, _ in on.log]
-    assert all(later - earlier >= 600 for earlier, later in pairwise(times))
+    assert all(later - earlier >= 599.999 for earlier, later in pairwise(times))
     assert len(times) >= DAY / 661
     assert on.writer.value("SELECT max(spent) FROM reports WHERE state = 'pending'") <= 10
     on.behave(take)
@@ -345,3 +347,39 @@ def test_new_settings_count_from_the_next_run_on(tmp_path: Path) -> None:
     assert len(other.held) == 1
     (body,) = other.held.values()
     assert json.loads(body)["contract_number"] == "1", "frozen bytes do not change"
+
+
+def test_nothing_is_sent_that_is_not_on_record(tmp_path: Path) -> None:
+    on = Line(tmp_path, hours=40)
+    pages = on.writer.value("PRAGMA page_count")
+    on.writer.maintain(f"PRAGMA max_page_count = {pages}")
+    for _ in range(3):
+        with pytest.raises(StorageFull):
+            while on.shipper.run_once() < 60:
+                on.clock.advance(60)
+        attempts = on.writer.value("SELECT count(*) FROM attempts")
+        assert len(on.sink.sent) == attempts
+        on.clock.advance(60)
+    on.writer.maintain("PRAGMA max_page_count = 100000")
+    on.run(600)
+    assert set(on.states()) == {"sent"}
+    assert len(on.sink.held) == 40
+
+
+def test_an_answer_that_could_not_be_written_down_is_asked_for_again(tmp_path: Path) -> None:
+    on = Line(tmp_path)
+    with on.writer.transaction() as connection:
+        connection.execute(
+            "CREATE TRIGGER broken BEFORE UPDATE OF ended ON attempts BEGIN SELECT RAISE(ABORT, 'disk is full'); END"
+        )
+    with pytest.raises(StorageError):
+        on.shipper.run_once()
+    assert on.states() == ["pending"]
+    with on.writer.transaction() as connection:
+        connection.execute("DROP TRIGGER broken")
+    on.shipper.run_once()
+    assert on.states() == ["sent"]
+    first, second = on.sink.sent
+    assert first == second
+    verdicts = on.writer.rows("SELECT verdict FROM attempts ORDER BY id")
+    assert verdicts == [("interrupted",), ("acknowledged",)]

@@ -164,7 +164,7 @@ class Courier:
 
 
 def _gave_up(request: Request, seconds: float, connected: bool, stopped: bool) -> Failure:
-    where = urlsplit(request.url).netloc
+    where = host_of(request.url)
     if stopped:
         return Failure("interrupted: the agent stops", reached=connected, stopped=True)
     if connected:
@@ -292,40 +292,48 @@ def _as_it_is(prepared: requests.PreparedRequest) -> requests.PreparedRequest:
     return prepared
 
 
+def host_of(url: str) -> str:
+    """Host and port of a URL for messages, without user and password."""
+    try:
+        return urlsplit(url).netloc.rpartition("@")[2]
+    except ValueError:
+        return "the server"
+
+
 def explain(error: BaseException, url: str) -> Failure:
     """What an error of requests, urllib3 or the socket means, in words without URL queries or secrets."""
     # Only called when a request was made, so both are loaded.
     import requests
     import urllib3.exceptions as broken
 
-    where = urlsplit(url).netloc
-    chain = list(_chain(error))
-    for one in chain:
-        if isinstance(one, ssl.SSLCertVerificationError):
-            return Failure(f"the certificate of {where} is not trusted: {one.verify_message}", reached=False)
-    for one in chain:
-        if isinstance(one, broken.NameResolutionError):
-            return Failure(f"the name of {where} is not known", reached=False)
-        if isinstance(one, (broken.ConnectTimeoutError, broken.NewConnectionError)) and not isinstance(
-            one, broken.ProxyError
-        ):
-            return Failure(f"no connection to {where}: {_system_text(chain, 'timed out')}", reached=False)
-        if isinstance(one, broken.ProxyError):
-            return Failure(
-                f"the proxy gives no connection to {where}: {_system_text(chain, type(one).__name__)}", False
-            )
-        if isinstance(one, (ssl.SSLError, broken.SSLError)):
-            return Failure(f"no TLS with {where}: {_system_text(chain, 'handshake failed')}", reached=False)
-        if isinstance(
-            one,
-            (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema, broken.LocationParseError),
-        ):
-            return Failure(f"{where} is not an address that can be reached; check server.url", reached=False)
-    if any(isinstance(one, (TimeoutError, broken.ReadTimeoutError)) for one in chain):
+    where, chain = host_of(url), list(_chain(error))
+
+    def find(*kinds: type[BaseException]) -> BaseException | None:
+        return next((one for one in chain if isinstance(one, kinds)), None)
+
+    untrusted = find(ssl.SSLCertVerificationError)
+    if isinstance(untrusted, ssl.SSLCertVerificationError):
+        text = f"the certificate of {where} is not trusted: {untrusted.verify_message}"
+    elif find(requests.exceptions.InvalidProxyURL, broken.ProxySchemeUnknown):
+        text = "the proxy of the environment has no address that can be used"
+    elif find(broken.ProxyError):
+        text = f"the proxy gives no connection to {where}: {_system_text(chain, 'it refused')}"
+    elif find(socket.gaierror):
+        text = f"the name of {where} is not known"
+    elif find(broken.NewConnectionError):
+        text = f"no connection to {where}: {_system_text(chain, 'it failed')}"
+    elif find(broken.ConnectTimeoutError):
+        text = f"no connection to {where}: timed out"
+    elif find(ssl.SSLError, broken.SSLError):
+        text = f"no TLS with {where}: {_system_text(chain, 'handshake failed')}"
+    elif find(requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema, broken.LocationParseError):
+        text = f"{where} cannot be used as an address; check server.url and the proxy of the environment"
+    elif find(TimeoutError, broken.ReadTimeoutError):
         return Failure(f"no answer from {where} in time", reached=True)
-    last = chain[-1]
-    text = last.strerror if isinstance(last, OSError) and last.strerror else type(last).__name__
-    return Failure(f"the connection to {where} broke: {text}", reached=True)
+    else:
+        reason = _system_text(chain, type(chain[-1]).__name__)
+        return Failure(f"the connection to {where} broke: {reason}", reached=True)
+    return Failure(text, reached=False)
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 from gpu_monitor.core.outcome import Outcome, Verdict
-from gpu_monitor.sinks.exchange import Failure, Reply
+from gpu_monitor.sinks.exchange import Failure, Reply, host_of
 from gpu_monitor.wire.answer import one_line, prove, read_object, reason_of
 
 LONGEST_WAIT = 6 * 3600.0
@@ -91,9 +91,10 @@ def refuse(
 
 def judge_failure(failure: Failure) -> Outcome:
     """What it means that there was no answer."""
+    text = one_line(failure.text)
     if failure.stopped:
-        return Outcome(Verdict.INTERRUPTED, error=failure.text)
-    return Outcome(Verdict.RETRY if failure.reached else Verdict.UNREACHABLE, error=failure.text)
+        return Outcome(Verdict.INTERRUPTED, error=text)
+    return Outcome(Verdict.RETRY if failure.reached else Verdict.UNREACHABLE, error=text)
 
 
 def retry_after(headers: Mapping[str, str], now: float) -> float | None:
@@ -145,5 +146,4 @@ def _quarantined(value: Any) -> str | None:
 def shown(url: str) -> str:
     """A URL for messages: without user, query or fragment, which may hold secrets."""
     parts = urlsplit(url)
-    host = parts.netloc.rpartition("@")[2]
-    return f"{parts.scheme}://{host}{parts.path}"
+    return one_line(f"{parts.scheme}://{host_of(url)}{parts.path}")
