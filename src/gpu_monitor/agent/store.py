@@ -28,6 +28,10 @@ from gpu_monitor.storage.tables import (
 
 LOCAL_NODE = 1
 
+LAST_ROW_OF_ALL = (
+    "SELECT max(id) FROM (SELECT max(id) AS id FROM samples_raw UNION ALL SELECT max(id) FROM hosts_raw)"
+)
+"""The newest row of any node: a collection after it has its interval to itself."""
 _SAMPLES = insert_sql("samples_raw", ["id", "seconds", *sample_columns()], "INSERT OR REPLACE")
 _HOSTS = insert_sql("hosts_raw", ["id", "seconds", *sample_columns(HOST_METRICS)], "INSERT OR REPLACE")
 
@@ -89,6 +93,7 @@ class Store:
         self._processes: dict[tuple[str, int, int | None, str], _Seen] = {}
         self._dirty: set[int] = set()
         self._place: Place | None = None
+        self._newest: int | None = None
         self._load()
 
     def _load(self) -> None:
@@ -102,6 +107,8 @@ class Store:
             self._reasons = _latest(
                 connection, "SELECT gpu, metric, reason, max(since) FROM reasons GROUP BY gpu, metric"
             )
+            last = connection.execute(LAST_ROW_OF_ALL).fetchone()[0]
+            self._newest = None if last is None else key_start(last)
             if connection.execute("DELETE FROM meta WHERE key = ?", (SALVAGED,)).rowcount:
                 mark_missed(connection, LOCAL_NODE, self.plan)
         self._processes.clear()
@@ -128,12 +135,19 @@ class Store:
         """
         try:
             with self.writer.transaction() as connection:
-                place = find_place(connection, collection, self._place)
+                place = self._find_place(connection, collection)
                 self._write(connection, collection, place)
             self._place = place
+            self._newest = max(collection.start, self._newest or 0)
         except StorageError:
             self.reload()
             raise
+
+    def _find_place(self, connection: sqlite3.Connection, collection: Collection) -> Place:
+        """Nearly always the interval after all that are stored; only else the file is asked what is there."""
+        if self._newest is None or collection.start > self._newest:
+            return Place(collection.start, collection.began, 0)
+        return find_place(connection, collection, self._place)
 
     def reload(self) -> None:
         """Forget what is known of the file and read it again: a transaction failed, or the file is a new one."""

@@ -37,7 +37,7 @@ from gpu_monitor.sinks.http import HttpSink, Target
 from gpu_monitor.sources.host.kernel_log import KernelLog
 from gpu_monitor.sources.host.machine import boot_id, boot_time, machine_id
 from gpu_monitor.sources.host.processes import ProcessDirectory
-from gpu_monitor.sources.host.reading import PsutilHost
+from gpu_monitor.sources.host.reading import open_host
 from gpu_monitor.sources.runner import SourceRunner
 from gpu_monitor.storage.ballast import Ballast
 from gpu_monitor.storage.database import Writer
@@ -201,7 +201,7 @@ def _reading(read: Callable[[float, Span], Round], current: list[Loaded]) -> Cal
 
 def _machine_readers(loaded: Loaded) -> tuple[HostSource | None, ProcessLookup | None]:
     collection = loaded.settings.collection
-    host = PsutilHost(str(loaded.store.parent)) if collection.host else None
+    host = open_host(str(loaded.store.parent)) if collection.host else None
     return host, ProcessDirectory(mode=collection.processes)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -19,14 +20,12 @@ class Room:
 
     def read(self) -> tuple[int, int] | None:
         """Used and total bytes; None where unknown."""
-        import psutil  # third-party; loaded on first use
-
         try:
-            usage = psutil.disk_usage(self._place or self._find())
-        except (psutil.Error, OSError):
+            usage = shutil.disk_usage(self._place or self._find())
+        except OSError:
             self._place = None
             return None
-        return int(usage.used), int(usage.total)
+        return usage.used, usage.total
 
     def _find(self) -> str:
         """The path itself or the nearest folder above it that exists; kept once it is the path itself."""

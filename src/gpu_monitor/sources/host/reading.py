@@ -1,12 +1,21 @@
-"""The machine around the GPUs, read through psutil."""
+"""The machine around the GPUs: from /proc on Linux, elsewhere through psutil."""
 
 from __future__ import annotations
 
+import sys
+
 from gpu_monitor.core.model import HostReading
+from gpu_monitor.core.ports import HostSource
 from gpu_monitor.sources.host.cpu import CpuTimes, busy_percent, load_average, sum_times
 from gpu_monitor.sources.host.disk import Disks, Room
+from gpu_monitor.sources.host.linux import LinuxHost
 from gpu_monitor.sources.host.memory import read_memory
 from gpu_monitor.sources.host.network import Interfaces
+
+
+def open_host(store_path: str) -> HostSource:
+    """The reader for this system; `store_path` is the file or folder whose file system is reported."""
+    return LinuxHost(store_path) if sys.platform.startswith("linux") else PsutilHost(store_path)
 
 
 class PsutilHost:
