@@ -240,10 +240,10 @@ class _Changes:
 
 
 def processes_at(store: Asked, uid: str, start: int, end: int, node: int) -> list[dict[str, Any]]:
-    """Processes seen on a GPU in the interval from `start`."""
+    """Processes on a GPU in the interval [start, end): those that the reading at its end, or one within it, saw."""
     names = ("pid", "user", "command", "memory", "container", "job", "experiment_id")
     rows = store.rows(
-        f"SELECT {', '.join(names)} FROM processes WHERE node = ? AND uid = ? AND first_seen < ? AND last_seen >= ?"
+        f"SELECT {', '.join(names)} FROM processes WHERE node = ? AND uid = ? AND first_seen <= ? AND last_seen > ?"
         " ORDER BY pid",
         (node, uid, end, start),
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from gpu_monitor.core.catalogue import HARMLESS_REASONS, throttle_names
 from gpu_monitor.core.model import DeviceReading, Event, Status
+from gpu_monitor.core.times import format_duration
 
 QUIET_SECONDS = 120.0
 """Throttling has ended when no reading saw it for this long: at a power cap it comes and goes with every batch."""
@@ -78,7 +79,7 @@ def _throttling(seen: _Seen, mask: int, uid: str, at: float) -> Iterator[Event]:
         seen.mask |= mask
     elif seen.throttled is not None and at - seen.last >= QUIET_SECONDS:
         seconds, names = round(seen.last - seen.throttled, 1), ", ".join(throttle_names(seen.mask))
-        text = f"no longer throttled ({names}) since {round(at - seen.last)} s"
+        text = f"throttling ended after {format_duration(seconds)} ({names})"
         yield Event(seen.last, "throttle_ended", text, "info", uid, {"reasons": names, "seconds": seconds})
         seen.throttled = None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from gpu_monitor import __version__
@@ -21,7 +21,7 @@ from gpu_monitor.agent.waiting import Queue
 from gpu_monitor.agent.xids import XidWatch
 from gpu_monitor.core.clock import Clock
 from gpu_monitor.core.errors import StorageCorrupt, StorageError, StorageFull
-from gpu_monitor.core.model import Event, HostReading, Round, Span
+from gpu_monitor.core.model import Event, HostReading, Identity, Round, Span, Status
 from gpu_monitor.core.ports import HostSource, ProcessLookup
 from gpu_monitor.storage.salvage import find_damage, recover
 
@@ -69,6 +69,7 @@ class Agent:
         self._damaged = False
         self._until: float | None = None
         self._schedule = Schedule(parts.clock)
+        self._silent: dict[str, str] = {}
         self._changes = ChangeWatch(known_states(parts.store.known_states()))
         hooks = Hooks(
             self._read,
@@ -175,9 +176,28 @@ class Agent:
         changes = self._changes.events(found.devices, at)
         if changes:
             found = replace(found, events=(*found.events, *changes))
+        names = {device.identity.uid: _name(device.identity) for device in found.devices}
         for event in found.events:
-            _LOG.log(logging.WARNING if event.severity != "info" else logging.INFO, "%s", event.message)
+            level = logging.INFO if event.severity == "info" else logging.WARNING
+            where = names.get(event.uid, event.uid) if event.uid else "node"
+            _LOG.log(level, "%s: %s", where, event.message)
+        self._say_changes(found, names)
         return found
+
+    def _say_changes(self, found: Round, names: Mapping[str, str]) -> None:
+        """Log when a device (or all of them) stops or begins to give readings."""
+        silent = {
+            d.identity.uid: d.cause or d.status.value for d in found.devices if d.status is not Status.OK
+        }
+        if found.paused:
+            silent[""] = found.paused
+        for uid, cause in silent.items():
+            if self._silent.get(uid) != cause:
+                _LOG.warning("%s: no readings: %s", names.get(uid, "all GPUs"), cause)
+        for uid in self._silent.keys() - silent.keys():
+            if not found.paused or uid == "":
+                _LOG.info("%s: readings again", names.get(uid, uid or "GPUs"))
+        self._silent = silent
 
     def _read_host(self) -> HostReading | None:
         return self._parts.host.read() if self._parts.host is not None else None
@@ -295,3 +315,9 @@ class Agent:
         if removed:
             _LOG.info("retention removed %s", ", ".join(f"{count} {name}" for name, count in removed.items()))
         return 3600.0
+
+
+def _name(identity: Identity) -> str:
+    """`GPU 1 (NVIDIA H100 80GB HBM3)`, for the log."""
+    number = identity.uid if identity.index is None else identity.index
+    return f"GPU {number} ({identity.name})" if identity.name else f"GPU {number}"

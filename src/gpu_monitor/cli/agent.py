@@ -16,11 +16,12 @@ from gpu_monitor.agent.ask import parse_fields
 from gpu_monitor.agent.beat import Pace
 from gpu_monitor.agent.service import Agent
 from gpu_monitor.cli.assembly import Assembly, assemble
+from gpu_monitor.cli.clocks import check_flags
 from gpu_monitor.cli.dry_run import print_plan
 from gpu_monitor.cli.logs import be_quiet, set_up
 from gpu_monitor.cli.output import groups_csv, groups_json, note
 from gpu_monitor.cli.reading import read_group
-from gpu_monitor.cli.sources import choose_source
+from gpu_monitor.cli.sources import check_source_flags, choose_source, is_played
 from gpu_monitor.config.load import Loaded, load
 from gpu_monitor.core.errors import EXIT_DONE, EXIT_NOTHING, ConfigError, GpuMonitorError
 from gpu_monitor.core.times import parse_moment
@@ -33,6 +34,8 @@ Handler = Callable[[int, object], None]
 
 def run(args: argparse.Namespace) -> int:
     """Run the agent until it is stopped; or one reading (--once); or say what would be done (--dry-run)."""
+    check_source_flags(args)
+    check_flags(args, is_played(args))
     loaded = load(args.config)
     if args.once or args.dry_run:
         be_quiet()

@@ -23,7 +23,7 @@ from gpu_monitor.agent.ship import Shipper
 from gpu_monitor.agent.store import LOCAL_NODE, Store
 from gpu_monitor.agent.waiting import Queue
 from gpu_monitor.agent.xids import XidWatch
-from gpu_monitor.cli.clocks import check_flags, choose_clock
+from gpu_monitor.cli.clocks import choose_clock
 from gpu_monitor.cli.sources import Chosen, choose_source, is_played
 from gpu_monitor.config.load import Loaded, read_token, service_environment
 from gpu_monitor.config.model import Settings
@@ -101,7 +101,6 @@ def agent_lock(store: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def assemble(args: argparse.Namespace, loaded: Loaded) -> Iterator[Assembly]:
     """The agent that flags and settings ask for; everything is let go of at the end."""
-    check_flags(args, is_played(args))
     path = loaded.store
     if not path.parent.is_dir():
         raise ConfigError(

@@ -17,12 +17,12 @@ from gpu_monitor.core.errors import ConfigError
 from gpu_monitor.core.times import format_time
 
 _REPEAT_SECONDS = 3600.0
-_SECRET = re.compile(r"(?i)(bearer\s+|token[=:]\s*|://[^/\s:@]+:)[^\s@,;\"']+")
+_SECRET = re.compile(r"(?i)(bearer\s+|token[=:]\s*)[^\s,;\"']+|(://[^/\s:@]+:)[^/\s@]+(?=@)")
 
 
 def hide_secrets(text: str) -> str:
     """`text` with anything that looks like a token or a password replaced by ***."""
-    return _SECRET.sub(r"\1***", text)
+    return _SECRET.sub(lambda found: (found[1] or found[2]) + "***", text)
 
 
 class Repeats(logging.Filter):

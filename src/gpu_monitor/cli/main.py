@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import os
 import sys
@@ -16,6 +17,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "service": ("gpu_monitor.cli.service", "install, inspect or remove the OS service"),
     "doctor": ("gpu_monitor.cli.doctor", "check everything an operator would check"),
     "report": ("gpu_monitor.cli.report", "GPU-hours, idle hours, energy and money"),
+    "events": ("gpu_monitor.cli.events", "what happened: Xids, lost GPUs, throttling, gaps"),
     "export": ("gpu_monitor.cli.export", "rows or hours as CSV or JSON"),
     "import": ("gpu_monitor.cli.import_", "recorded nvidia-smi logs into the store"),
     "resend": ("gpu_monitor.cli.resend", "send rejected or parked reports again"),
@@ -131,12 +133,19 @@ def _is_question(args: argparse.Namespace) -> bool:
 
 
 def entry() -> None:
-    """The console script: like `main`, and quiet when the reader of a pipe goes away."""
+    """The console script: like `main`, quiet when the reader of a pipe goes away, clear when stdout is full."""
     try:
         code = main()
         sys.stdout.flush()
     except BrokenPipeError:
-        # The reader has what it wanted (head, less); the rest of stdout goes nowhere, as it should.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = EXIT_FAILED  # the reader has what it wanted (head, less)
+    except OSError as error:
+        print(f"gpu_monitor: cannot write the result: {error}", file=sys.stderr)
         code = EXIT_FAILED
+    if code == EXIT_FAILED:
+        # What stdout still holds cannot go where it was meant to; Python must not try once more at its end.
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)

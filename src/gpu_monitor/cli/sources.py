@@ -32,6 +32,17 @@ def is_played(args: argparse.Namespace) -> bool:
     return args.simulate is not None or args.replay is not None
 
 
+def check_source_flags(args: argparse.Namespace) -> None:
+    """UsageError where the flags that choose a source make no sense, before anything is opened or made."""
+    if args.simulate is not None and args.replay is not None:
+        raise UsageError("--simulate and --replay exclude each other", "Give one of them.")
+    if args.fault and args.simulate is None:
+        raise UsageError("--fault needs --simulate", "Real GPUs have faults of their own.")
+    if args.simulate is not None:
+        count, model = parse_simulate(args.simulate)
+        SimulatedSource(count, model, faults=[Fault.parse(fault, 0.0) for fault in args.fault]).close()
+
+
 def choose_source(
     args: argparse.Namespace, loaded: Loaded, start: float = 0.0, known: tuple[Identity, ...] = ()
 ) -> Chosen:
@@ -39,10 +50,6 @@ def choose_source(
 
     `start`: the agent's time now, for faults and replay. `known`: GPUs that earlier runs recorded here.
     """
-    if args.simulate is not None and args.replay is not None:
-        raise UsageError("--simulate and --replay exclude each other", "Give one of them.")
-    if args.fault and args.simulate is None:
-        raise UsageError("--fault needs --simulate", "Real GPUs have faults of their own.")
     if args.simulate is not None:
         return _simulated(args.simulate, args.seed, args.fault, start)
     if args.replay is not None:

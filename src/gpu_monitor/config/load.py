@@ -10,6 +10,7 @@ import stat
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -97,11 +98,17 @@ def _explain(error: msgspec.ValidationError, positions: Positions, path: Path) -
         message, hint = f"unknown key {key!r}", _nearest(unknown[1], _known(where))
     else:
         key = where
-        expected = what[0].lower() + what[1:]
-        message, hint = f"{key or 'the file'}: {expected}", _example(key)
+        message, hint = f"{key or 'the file'}: {_in_words(what)}", _example(key)
     line = positions.lines.get(key)
     place = f"{path}, line {line}" if line else str(path)
     return ConfigError(f"{place}: {message}", hint)
+
+
+def _in_words(what: str) -> str:
+    """msgspec's message, with what a person is to write in place of a pattern."""
+    if "matching regex" in what:
+        return "expected an address that begins with http:// or https://"
+    return what[0].lower() + what[1:]
 
 
 def _example(key: str) -> str:
@@ -109,8 +116,15 @@ def _example(key: str) -> str:
     kind = SECTIONS.get(section)
     if kind is None or name not in kind.__struct_fields__:
         return "config.example.json shows every key with its default."
-    default = getattr(kind(), name)
-    return f"The default is {json.dumps(default)}; config.example.json shows every key."
+    default = json.dumps(getattr(kind(), name))
+    choices = _choices(get_type_hints(kind)[name])
+    allowed = f"Allowed: {', '.join(json.dumps(choice) for choice in choices)}. " if choices else ""
+    return f"{allowed}The default is {default}; config.example.json shows every key."
+
+
+def _choices(hint: object) -> tuple[object, ...]:
+    """The values a setting may have, where it is a choice."""
+    return get_args(hint) if get_origin(hint) is Literal else ()
 
 
 def parse(text: str, path: Path) -> Settings:
