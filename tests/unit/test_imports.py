@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from gpu_monitor.core.imports import import_lean
+from tests.fakes.server import ServerProcess
 
 
 @pytest.fixture
@@ -114,3 +115,34 @@ def test_the_schedule_runs_without_asyncio_and_leaves_it_whole() -> None:
     assert loaded == []
     assert awaited == 3
     assert pool == "ProcessPoolExecutor"
+
+
+_SEND = """
+import json, sys, threading
+from pathlib import Path
+from gpu_monitor.core.outcome import Parcel
+from gpu_monitor.sinks.http import HttpSink, Target
+sink = HttpSink(Target(sys.argv[1], "12345"), lambda: None, threading.Event())
+body = json.dumps({"report_id": "r-1", "node": {"id": "n"}, "aggregation_time": "t", "revision": 1}).encode()
+outcome, = sink.send([Parcel("r-1", body)])
+sink.close()
+assert "charset_normalizer" not in sys.modules
+import charset_normalizer
+print(json.dumps([outcome.verdict.value, outcome.proof, bool(charset_normalizer.from_bytes(b"abc"))]))
+print(sorted(name for name in sys.modules if name == "requests"), file=sys.stderr)
+"""
+
+
+def test_reports_are_sent_without_guessing_encodings(tmp_path: Path) -> None:
+    """And who wants charset_normalizer afterwards gets it whole."""
+    with ServerProcess(tmp_path) as server:
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-c", _SEND, server.url],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == ["acknowledged", "digest", True]
+    assert done.stderr == "['requests']\n"

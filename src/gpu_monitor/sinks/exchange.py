@@ -11,6 +11,7 @@ import logging
 import socket
 import ssl
 import threading
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from gpu_monitor.core.clock import Clock, SystemClock
+from gpu_monitor.core.imports import StandIns, import_lean
 from gpu_monitor.wire.telemetry import ANSWER_BYTES
 
 if TYPE_CHECKING:
@@ -30,6 +32,9 @@ _LOOK_SECONDS = 0.25
 """How often a running request looks whether the agent stops: SIGTERM has 5 s for everything."""
 _END_SECONDS = 0.5
 """How long a thread whose sockets were shut down is waited for; it takes about a millisecond."""
+
+_NOT_NEEDED: StandIns = {"charset_normalizer": None, "chardet": None}
+"""Tables for guessing the encoding of texts: 3 MB."""
 
 
 @dataclass(frozen=True)
@@ -218,9 +223,17 @@ def _read(response: requests.Response) -> bytes | None:
     return bytes(data)
 
 
+def _load_requests() -> None:
+    # requests warns where it cannot guess the encoding of a text; answers are JSON, and are read as bytes.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import requests  # noqa: F401 (loaded here, used by _open_session)
+
+
 def _open_session(twins: _Twins) -> requests.Session:
     """A session whose sockets have twins, and whose only credentials are those of each request."""
-    # Imported at the first send: requests and urllib3 add 6 MB that an agent offline never needs.
+    # At the first send: requests and urllib3 add 3 MB that an agent offline never needs.
+    import_lean(_load_requests, _NOT_NEEDED)
     import requests
     from requests.adapters import HTTPAdapter
     from urllib3 import connection as urllib3_connection
