@@ -17,7 +17,8 @@ from tests.fakes.clock import FakeClock
 from tests.fakes.server import ServerProcess
 from tests.measure.bed import GPUS, Ended, configure, make_standin, query, running, wait_for
 from tests.measure.figures import Figure
-from tests.measure.tree import Memory, ProcessTree, memory_of
+from tests.measure.machine import steadiness, steady
+from tests.measure.tree import Memory, ProcessTree
 
 WARM_UP = 70.0
 """Seconds before counting: a whole interval, its row, and the reports of the hours before."""
@@ -38,10 +39,9 @@ class Run:
     cpu: float
     by_process: tuple[tuple[str, float], ...]
     rows: int
-    children: int
     memory: Memory
-    agent_alone: int
     sent: int
+    disturbed: float
 
     @property
     def percent(self) -> float:
@@ -120,9 +120,7 @@ def _count(
     each = tuple((name, spent - spent_before.get(name, 0.0)) for name, spent in tree.by_process())
     rows = int(str(query(store, counting)[0][0])) - rows_before
     sent = int(str(query(store, "SELECT count(*) FROM reports WHERE state = 'sent'")[0][0]))
-    return Run(
-        interval, passed, cpu, each, rows, len(each) - 1, tree.memory(), memory_of([tree.root]).alone, sent
-    )
+    return Run(interval, passed, cpu, each, rows, tree.memory(), sent, steadiness())
 
 
 def cpu_figure(run: Run, limit: float) -> Figure:
@@ -131,6 +129,7 @@ def cpu_figure(run: Run, limit: float) -> Figure:
     notes = (
         f"{run.cpu * 1e3:.0f} ms of CPU in {run.seconds:.0f} s ({each}); {run.rows} rows stored",
         f"stand-in NVML library (its own work is in the figure), readings every {min(10, run.interval)} s",
+        f"right after it {steady(run.disturbed)}",
     )
     what = f"agent, {GPUS} GPUs, {run.interval} s interval, CPU of the process tree"
     return Figure(what, limit, run.percent, "% of one core", 4, notes)
@@ -148,7 +147,7 @@ class Day:
 def simulated_day(folder: Path, hours: int, say: Say) -> Day:
     """The agent on simulated GPUs for `hours`, every hour's report sent to a server in another process."""
     folder.mkdir(parents=True)
-    marks = [mark for mark in (2, 6, 12, 18, 24) if mark <= hours] or [hours]
+    marks = [*(mark for mark in (1, 2, 6, 12, 18) if mark < hours), hours]
     curve: list[tuple[float, Memory]] = []
     began = time.monotonic()
     with ServerProcess(folder) as server:
@@ -162,32 +161,30 @@ def simulated_day(folder: Path, hours: int, say: Say) -> Day:
         with running(folder, words) as process:
             tree = ProcessTree(process.pid)
             for mark in marks:
+                # The hours that are closed by then, but for the last, whose report goes out seconds later.
+                sent = max(1, mark - 1)
                 end = start + mark * 3600
                 wait_for(process, store, f"SELECT max(id) >> 20 >= {end} FROM samples_raw", 1200, 0.25)
+                wait_for(
+                    process, store, f"SELECT count(*) >= {sent} FROM reports WHERE state = 'sent'", 120, 0.25
+                )
                 say("a simulated day", mark / hours)
                 curve.append((float(mark), tree.memory()))
-            wait_for(
-                process, store, f"SELECT count(*) >= {hours - 1} FROM reports WHERE state = 'sent'", 120, 0.25
-            )
-            curve.append((float(marks[-1]), tree.memory()))
         sent = int(str(query(store, "SELECT count(*) FROM reports WHERE state = 'sent'")[0][0]))
         return Day(tuple(curve), sent, time.monotonic() - began)
 
 
-def memory_figure(run: Run, day: Day | None) -> Figure:
-    """Memory of the tree: the agent after its day and the NVML child beside it, as if no other Python ran."""
-    what = "memory of the process tree after 24 simulated hours with reports sent"
-    real = f"agent and NVML child on the stand-in after {run.sent} reports sent: {run.memory.mb:.1f} MB"
-    counted = ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in run.memory.by_process)
-    notes = [f"{real} (PSS as the kernel counts it: {run.memory.pss / 1e6:.1f} MB: {counted})"]
-    if day is None:
-        return Figure(what, 48, run.memory.mb, "MB", 1, (*notes, "the simulated day was not run"))
-    last = day.curve[-1][1]
-    # What the child adds to the agent: its private pages; the files of Python are counted once.
-    child = run.memory.alone - run.agent_alone
+def memory_figure(run: Run, day: Day) -> Figure:
+    """Memory of the tree: the real agent with its NVML child, and what a day adds, as if no other Python ran."""
+    counted = ", ".join(f"{name} {size / 1e6:.1f}" for name, size in run.memory.by_process)
     curve = ", ".join(f"{hour:g} h {memory.mb:.1f}" for hour, memory in day.curve)
-    notes += [
-        f"agent alone on simulated GPUs, MB: {curve}; {day.sent} reports sent",
-        f"the NVML child adds {child / 1e6:.1f} MB; both counted as if no other Python ran on the machine",
-    ]
-    return Figure(what, 48, (last.alone + child) / 1e6, "MB", 1, tuple(notes))
+    grown = max(0, day.curve[-1][1].alone - day.curve[0][1].alone)
+    notes = (
+        f"agent and NVML child on the stand-in after {run.sent} reports sent: {run.memory.mb:.1f} MB",
+        f"grown on simulated GPUs from hour {day.curve[0][0]:g} to {day.curve[-1][0]:g}, a report sent each hour: "
+        f"{grown / 1e6:.1f} MB (agent alone: {curve} MB; {day.sent} reports)",
+        "every mapped file counted in full, as if no other Python ran on the machine; PSS as the kernel counts it "
+        f"beside others: {run.memory.pss / 1e6:.1f} MB ({counted})",
+    )
+    what = f"memory of the process tree after {day.curve[-1][0]:g} simulated hours with reports sent"
+    return Figure(what, 48, (run.memory.alone + grown) / 1e6, "MB", 1, notes)
