@@ -304,6 +304,7 @@ def test_no_child_outlives_a_killed_agent_also_one_that_hangs_in_a_call(three: S
             three.hang(0, "nvmlDeviceGetTemperature")
             calls = three.calls("nvmlDeviceGetTemperature", 0)
             three.until_called("nvmlDeviceGetTemperature", 0, calls + 1)
+        assert not has_ended(child)
         process.send_signal(signal.SIGKILL)
         process.wait()
         wait_for_end(child)

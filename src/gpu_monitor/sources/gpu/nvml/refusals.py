@@ -71,3 +71,11 @@ def no_gpu(root: Path = Path("/")) -> Refusal:
     """The driver answers and shows no device."""
     hint = "`lspci -d 10de:` lists what is plugged in; `dmesg` says why the driver left it. "
     return Refusal(NO_GPU, "the NVIDIA driver shows no GPU", hint + _place_hint(root))
+
+
+def unavailable(cause: str) -> SourceUnavailable:
+    """The error for a driver that was there and gives nothing."""
+    if cause == NO_GPU:
+        return no_gpu().error()
+    hint = "`dmesg | grep -i -e nvrm -e xid` says what the driver met; a reboot ends most hangs."
+    return SourceUnavailable(f"the NVIDIA driver gives no readings: {cause}", hint)

@@ -81,9 +81,10 @@ class Rest:
             return False
         return moment - busy_at >= self._idle_seconds
 
-    def watches(self, address: str) -> bool:
-        """Whether it matters if this GPU is in use."""
-        return bool(self._gpus) and any(gpu.address == address for gpu in self._gpus)
+    @property
+    def is_watching(self) -> bool:
+        """Whether any GPU may suspend, so that it matters which are in use."""
+        return bool(self._gpus)
 
     def note(self, address: str, reading: DeviceReading, moment: float) -> None:
         """Take in whether a GPU is in use: idle means no utilisation and no process on it."""

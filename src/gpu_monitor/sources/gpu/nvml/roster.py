@@ -72,6 +72,11 @@ class Roster:
         """The physical GPU that had this index when last seen."""
         return next((card.uid for card in self.cards() if card.index == index), None)
 
+    @property
+    def is_any_troubled(self) -> bool:
+        """Whether any device did not answer lately."""
+        return bool(self._trouble)
+
     def is_any_lost(self, left_out: Collection[str]) -> bool:
         """Whether a device is lost now, beside those at these addresses."""
         return any(

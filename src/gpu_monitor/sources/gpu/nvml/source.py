@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import logging
-import signal
 
 from gpu_monitor.core.clock import Clock, SystemClock
-from gpu_monitor.core.errors import SourceUnavailable
 from gpu_monitor.core.model import DeviceReading, Event, Round, Span, Status
 from gpu_monitor.sources.child import Child, Launcher, SystemLauncher, module_paths
 from gpu_monitor.sources.gpu.nvml import pci
 from gpu_monitor.sources.gpu.nvml.backoff import Backoff
+from gpu_monitor.sources.gpu.nvml.diagnosis import crash_event, hang_event, locate
 from gpu_monitor.sources.gpu.nvml.hangs import Hangs, LeftOut
 from gpu_monitor.sources.gpu.nvml.readings import Shaper
-from gpu_monitor.sources.gpu.nvml.refusals import no_gpu, refusal
+from gpu_monitor.sources.gpu.nvml.refusals import no_gpu, refusal, unavailable
 from gpu_monitor.sources.gpu.nvml.rest import Rest
 from gpu_monitor.sources.gpu.nvml.roster import Roster, Trouble
 from gpu_monitor.sources.gpu.nvml.settings import NvmlSettings
-from gpu_monitor.sources.gpu.nvml.worker import Answered, Fault, Opened, Spot, Worker, WorkerFault
+from gpu_monitor.sources.gpu.nvml.worker import Answered, Fault, Opened, Worker, WorkerFault
 from gpu_monitor.sources.gpu.nvml_child import codes
 
 _LOG = logging.getLogger("nvml")
@@ -26,6 +25,8 @@ STARTING = "driver starting"
 RESTARTING = "restarting after a hang"
 HUNG = "driver hung"
 CRASHED = "driver crashed"
+FAILED = "NVML child failed"
+"""It ended with an error of its own: its last words are in the event."""
 ASLEEP = "asleep"
 _UNREAD_SAMPLES_SECONDS = 30.0
 """The driver's buffers hold about 20 s: what is older than this was never there to be read."""
@@ -83,7 +84,7 @@ class NvmlSource:
             worker = self._worker or self._start(now, moment)
             self._take(worker.answer(self._settings.init_seconds), now, moment)
         except _Paused as paused:
-            raise (no_gpu().error() if paused.cause == no_gpu().cause else _unavailable(paused)) from None
+            raise unavailable(paused.cause) from None
         except WorkerFault as fault:
             if fault.fault is Fault.REFUSED:
                 self._refused(fault.code, moment)
@@ -91,7 +92,7 @@ class NvmlSource:
             try:
                 self._recover(fault, now, moment, True)
             except _Paused as paused:
-                raise _unavailable(paused) from None
+                raise unavailable(paused.cause) from None
 
     def read(self, now: float, span: Span) -> Round:
         """One round; in bounded time, whatever the driver does."""
@@ -290,6 +291,7 @@ class NvmlSource:
     def _shape(self, answered: Answered, now: float, span: Span, moment: float) -> dict[str, DeviceReading]:
         readings: dict[str, DeviceReading] = {}
         roster = self._roster
+        watches_sleep, is_any_troubled = self._rest.is_watching, roster.is_any_troubled
         for uid, code, values, reasons, processes in answered.answers:
             identity = roster.identity(uid)
             if identity is None:
@@ -298,11 +300,12 @@ class NvmlSource:
                 if identity.parent_uid is None:
                     self._events += roster.fail(uid, Trouble(Status.LOST, codes.words(code), now))
                 continue
-            self._events += roster.heal(uid, now)
+            if is_any_troubled:
+                self._events += roster.heal(uid, now)
             reading = self._shaper.reading(identity, (values, reasons, processes), span, moment)
             readings[uid] = reading
-            address = roster.address_of(uid)
-            if address is not None and self._rest.watches(address):
+            address = roster.address_of(uid) if watches_sleep else None
+            if address is not None and identity.parent_uid is None:
                 self._rest.note(address, reading, moment)
         return readings
 
@@ -349,7 +352,7 @@ class NvmlSource:
         """Leave the GPU out that the child hangs on; the others go on with another child."""
         moment = self._clock.monotonic()
         spot = worker.spot()
-        address = self._locate(spot, worker)
+        address = locate(spot, worker, self._bound, self._roster)
         self._worker = None
         self._hangs.kill(worker.child, address, moment)
         if address is None:
@@ -391,24 +394,7 @@ class NvmlSource:
         if uid is not None:
             self._events += self._roster.fail(uid, Trouble(left_out.status, left_out.cause, left_out.since))
             return
-        kind = "gpu_hung" if left_out.status is Status.HUNG else "gpu_lost"
-        detail = {"pci_bus_id": left_out.address, "cause": left_out.cause}
-        text = f"GPU at {left_out.address}: {left_out.cause}"
-        self._events.append(Event(left_out.since, kind, text, "error", None, detail))
-
-    def _locate(self, spot: Spot, worker: Worker) -> str | None:
-        """The address of the GPU that a child is at; None where it is at none, or that cannot be told."""
-        if spot.uid is not None:
-            return self._roster.address_of(spot.uid)
-        if spot.number is None:
-            return None
-        if spot.by_address:
-            asked = worker.addresses or ()
-            return asked[spot.number] if spot.number < len(asked) else None
-        if spot.count == len(self._bound):
-            return self._bound[spot.number]  # NVML counts by address, too
-        uid = self._roster.uid_with_index(spot.number)
-        return self._roster.address_of(uid) if uid is not None else None
+        self._events.append(hang_event(left_out))
 
     def _crashed(self, worker: Worker, now: float, limit: float, is_second: bool) -> float:
         """The child ended by itself: another one, at once the first time."""
@@ -418,39 +404,21 @@ class NvmlSource:
         last_words = child.last_words()
         self._worker = None
         self._hangs.kill(child, None, moment)
-        how = _ending(child.status)
-        text = f"the NVML child was ended by {how} in {spot.call}"
-        detail = {"how": how, "call": spot.call, "stderr": last_words[-500:]}
-        address = self._locate(spot, worker)
+        address = locate(spot, worker, self._bound, self._roster)
         uid = self._roster.uid_at(address) if address is not None else None
-        self._events.append(Event(now, "child_crashed", text, "error", uid, detail))
-        _LOG.error("%s%s", text, f": {last_words}" if last_words else "")
+        crash = crash_event(now, child.status, spot.call, last_words, uid)
+        self._events.append(crash)
+        _LOG.error("%s%s", crash.message, f": {last_words}" if last_words else "")
         if address is not None:
             self._crashes[address] = self._crashes.get(address, 0) + 1
             if self._crashes[address] >= self._settings.crashes_to_skip:
                 cause = f"the driver library crashes in {spot.call}"
                 probe_at = moment + self._settings.probe_seconds
                 self._leave_out(LeftOut(address, Status.LOST, cause, now, probe_at))
-        if self._backoff.failed(moment, CRASHED) and not is_second:
+        cause = CRASHED if child.status is None or child.status < 0 else FAILED
+        if self._backoff.failed(moment, cause) and not is_second:
             return max(limit, moment + self._settings.grace_seconds)
-        raise _Paused(CRASHED)
-
-
-def _ending(status: int | None) -> str:
-    """How a process ended, in words."""
-    if status is None:
-        return "nothing we know of"
-    if status >= 0:
-        return f"exit status {status}"
-    try:
-        return signal.Signals(-status).name
-    except ValueError:
-        return f"signal {-status}"
-
-
-def _unavailable(paused: _Paused) -> SourceUnavailable:
-    hint = "`dmesg | grep -i -e nvrm -e xid` says what the driver met; a reboot ends most hangs."
-    return SourceUnavailable(f"the NVIDIA driver gives no readings: {paused.cause}", hint)
+        raise _Paused(cause)
 
 
 def open_nvml(settings: NvmlSettings) -> NvmlSource:

@@ -34,7 +34,8 @@ class Tools:
 
     def __init__(self, library: Library) -> None:
         self.library = library
-        self.buffer, self.query, self.room = Buffer(), Query(), Room()
+        self.buffer, self.room = Buffer(), Room()
+        self.activity, self.instance_activity = Query(ACTIVITY), Query(INSTANCE_ACTIVITY)
 
 
 class _Steps:
@@ -113,7 +114,7 @@ class Card:
         """What only rounds beyond FAST need, found out at the first of them."""
         tools = self._tools
         if self._gpm is None:
-            self._gpm = Gpm(tools.library, self.handle, tools.query, ACTIVITY)
+            self._gpm = Gpm(tools.library, self.handle, tools.activity)
         if self._slow is None or self._fields is None:
             self._fields = Fields(tools.library, self.handle)
             missing = self._fields.missing
@@ -195,7 +196,7 @@ class Instance:
     def __init__(self, tools: Tools, parent: Handle, handle: Handle, uid: str, gpu_instance: int) -> None:
         self._tools, self.handle, self.uid, self.gpu_instance = tools, handle, uid, gpu_instance
         self._memory = _Steps(tools, handle, (steps.MEMORY,))
-        self._gpm = Gpm(tools.library, parent, tools.query, INSTANCE_ACTIVITY, gpu_instance)
+        self._gpm = Gpm(tools.library, parent, tools.instance_activity, gpu_instance)
 
     def read(self, span: int, now: float) -> tuple[Values, dict[str, str], bool]:
         """Values, reasons of those missing, and whether the handle is sound. Raises DriverGone, DeviceGone."""

@@ -11,11 +11,15 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    Shape = Callable[[Sequence[float]], object]
+
 # nvmlFieldValue_t: fieldId, scopeId, timestamp, latencyUsec, valueType, nvmlReturn, value
 _ENTRY = struct.Struct("=IIqqIIQ")
+_ANSWER = "24xIIQ"  # the last three of them
 _ASK = struct.Struct("=II")
-_DOUBLE, _UINT, _SIGNED_LONG, _SIGNED_INT, _USHORT = 0, 1, 4, 5, 6
-_BITS = {_UINT: 32, 2: 64, 3: 64, _USHORT: 16}
+_DOUBLE, _UINT, _ULONG, _ULONGLONG, _SIGNED_LONG, _SIGNED_INT, _USHORT = range(7)  # nvmlValueType_t
+_USUAL = (_ULONGLONG, _UINT)
+_BITS = {_UINT: 32, _ULONG: 64, _ULONGLONG: 64, _USHORT: 16}
 _BLANK_64 = 0x7FFF_FFFF_FFFF_FFE0
 """Blank values of NVML and DCGM lie from here to 2^64 - 1; no counter that begins at 0 gets there."""
 _BLANK_32 = 0xFFFF_FFFF
@@ -30,19 +34,19 @@ _ACTIONS = ("none", "reset", "reboot", "drain", "drain_and_reset")
 """nvmlDeviceGpuRecoveryAction_t, in its order."""
 
 
-def _one(scale: float) -> Callable[[list[float]], object]:
-    return lambda raw: raw[0] if scale == 1 else raw[0] * scale
+def _one(scale: float) -> Shape:
+    return lambda raw: raw[0] * scale
 
 
-def _sum(scale: float) -> Callable[[list[float]], object]:
+def _sum(scale: float) -> Shape:
     return lambda raw: sum(raw) * scale
 
 
-def _seconds(raw: list[float]) -> object:
+def _seconds(raw: Sequence[float]) -> object:
     return tuple(value / 1e9 for value in raw)
 
 
-def _action(raw: list[float]) -> object:
+def _action(raw: Sequence[float]) -> object:
     number = int(raw[0])
     return _ACTIONS[number] if number < len(_ACTIONS) else f"action_{number}"
 
@@ -50,6 +54,7 @@ def _action(raw: list[float]) -> object:
 class Field:
     """One metric: alternative sets of fields that give it (the first that is whole is taken).
 
+    `shape`: the value out of the raw numbers; None: the one number as it is.
     `wide`: a counter of 32 bits would wrap within seconds, so it is no value at all.
     """
 
@@ -59,7 +64,7 @@ class Field:
         self,
         metric: str,
         wants: Sequence[Sequence[Asked]],
-        shape: Callable[[list[float]], object],
+        shape: Shape | None,
         wide: bool = False,
     ) -> None:
         self.metric, self.wants, self.shape, self.wide = metric, wants, shape, wide
@@ -69,14 +74,14 @@ class Field:
 # Drivers of one generation numbered the thermal and brake counters 251 to 253, which others use for
 # power smoothing: those ids are left alone, and the older pair (74, 75) serves there.
 FIELDS: tuple[Field, ...] = (
-    Field("memory_temperature", (((82, 0),),), _one(1)),
+    Field("memory_temperature", (((82, 0),),), None),
     Field("power_instant", (((186, 0),),), _one(0.001)),
-    Field("pcie_tx", (((197, 0),),), _one(1), wide=True),
-    Field("pcie_rx", (((198, 0),),), _one(1), wide=True),
+    Field("pcie_tx", (((197, 0),),), None, wide=True),
+    Field("pcie_rx", (((198, 0),),), None, wide=True),
     Field("nvlink_tx", (((138, ALL_LINKS),),), _one(1024), wide=True),
     Field("nvlink_rx", (((139, ALL_LINKS),),), _one(1024), wide=True),
-    Field("ecc_corrected", (((5, 0),),), _one(1)),
-    Field("ecc_uncorrected", (((6, 0),),), _one(1)),
+    Field("ecc_corrected", (((5, 0),),), None),
+    Field("ecc_uncorrected", (((6, 0),),), None),
     Field("remapped_rows", (((142, 0), (143, 0)),), _sum(1)),
     Field("retired_pages", (((29, 0), (30, 0)),), _sum(1)),
     Field("recovery_action", (((230, 0),),), _action),
@@ -97,7 +102,10 @@ class Fields:
 
     def __init__(self, library: Library, handle: Handle) -> None:
         self._library, self._handle = library, handle
-        self._plan: list[tuple[Field, int, int]] = []
+        self._singles: list[tuple[str, Shape | None, int]] = []
+        self._sets: list[tuple[str, Shape | None, int, int]] = []
+        self._count = 0
+        self._answers = struct.Struct("=")
         self.missing: dict[str, str] = {}
         """Metric to reason, for those that the device does not give."""
         self._bytes = bytearray()
@@ -113,12 +121,17 @@ class Fields:
                 chosen.append((field, found))
         if "nvlink_tx" in self.missing:
             chosen += self._links()
-        asked = [pair for _, wants in chosen for pair in wants]
-        self._lay_out(asked)
+        self._lay_out([pair for _, wants in chosen for pair in wants])
         place = 0
         for field, wants in chosen:
-            self._plan.append((field, place, place + len(wants)))
-            place += len(wants)
+            end = place + 3 * len(wants)
+            if len(wants) == 1:
+                self._singles.append((field.metric, field.shape, place))
+            else:
+                self._sets.append((field.metric, field.shape, place, end))
+            place = end
+        self._count = place // 3
+        self._answers = struct.Struct("=" + _ANSWER * self._count)
 
     def _choose(self, field: Field) -> Sequence[Asked] | None:
         """The first set of fields that is whole, or may be another time; None where the card has none."""
@@ -167,24 +180,50 @@ class Fields:
 
     def read(self, values: dict[str, object], reasons: dict[str, str]) -> None:
         """Put what the device gives into `values`. Raises DriverGone, DeviceGone."""
-        reasons.update(self.missing)
-        if not self._plan:
+        if self.missing:
+            reasons.update(self.missing)
+        if not self._count:
             return
-        code = self._call(self._plan[-1][2])
+        code = self._call(self._count)
         if code:
-            reasons.update((field.metric, reason_of(code)) for field, _, _ in self._plan)
+            reason = reason_of(code)
+            reasons.update((single[0], reason) for single in self._singles)
+            reasons.update((several[0], reason) for several in self._sets)
             return
-        entries = list(_ENTRY.iter_unpack(self._bytes))
-        for field, start, end in self._plan:
-            raw: list[float] = []
-            for _, _, _, _, kind, code, bits in entries[start:end]:
-                value = None if code else _decode(kind, bits)
-                if value is None:
-                    reasons[field.metric] = reason_of(code) if code else "invalid"
-                    break
-                raw.append(value)
+        flat = self._answers.unpack(self._bytes)  # type, code and bits of each field
+        for metric, shape, at in self._singles:
+            code, bits = flat[at + 1], flat[at + 2]
+            # The two common types are decoded here: this loop runs for each field of each GPU.
+            if code or flat[at] not in _USUAL:
+                self._gather(metric, shape, flat[at : at + 3], values, reasons)
+                continue
+            if flat[at] == _UINT:
+                bits &= _BLANK_32
+            if bits == _BLANK_32 or bits >= _BLANK_64:
+                self._gather(metric, shape, flat[at : at + 3], values, reasons)
             else:
-                values[field.metric] = field.shape(raw)
+                values[metric] = bits if shape is None else shape((bits,))
+        for metric, shape, start, end in self._sets:
+            self._gather(metric, shape, flat[start:end], values, reasons)
+
+    @staticmethod
+    def _gather(
+        metric: str,
+        shape: Shape | None,
+        answers: tuple[int, ...],
+        values: dict[str, object],
+        reasons: dict[str, str],
+    ) -> None:
+        """One metric out of several fields, or out of one that is not as usual."""
+        raw: list[float] = []
+        for at in range(0, len(answers), 3):
+            kind, code, bits = answers[at : at + 3]
+            value = None if code else _decode(kind, bits)
+            if value is None:
+                reasons[metric] = reason_of(code) if code else "invalid"
+                return
+            raw.append(value)
+        values[metric] = raw[0] if shape is None else shape(raw)
 
 
 def _decode(kind: int, bits: int) -> float | None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import struct
 
 from gpu_monitor.sources.gpu.nvml_child import codes
-from gpu_monitor.sources.gpu.nvml_child.layouts import GpmQuery, GpmSupport
+from gpu_monitor.sources.gpu.nvml_child.layouts import GpmSupport
 from gpu_monitor.sources.gpu.nvml_child.library import Handle, Library, check
 
 # nvmlGpmMetricId_t. The whole-GPU activity (1) stands in for the utilisation that MIG takes away.
@@ -14,27 +15,39 @@ ACTIVITY = {"sm_active": _SM, "tensor_active": _TENSOR, "dram_active": _DRAM}
 INSTANCE_ACTIVITY = {"gpu_utilization": _GRAPHICS, **ACTIVITY}
 
 
-class Query:
-    """The structure that metrics are asked with; one serves all devices."""
+# nvmlGpmMetricsGet_t: version, count, two samples; then nvmlGpmMetric_t: id, code, value, three texts.
+_HEAD = struct.Struct("@IIPP")
+_ID = struct.Struct("@I")
+_ENTRY = "@IIdPPP"
+_ANSWER = "4xId" + f"{struct.calcsize('@PPP')}x"  # code and value of it
 
-    def __init__(self) -> None:
-        self.data = GpmQuery()
-        self.data.version = 1
-        self.ref = ctypes.byref(self.data)
+
+class Query:
+    """The structure that a set of metrics (name to id) is asked with; one serves all devices."""
+
+    def __init__(self, wants: dict[str, int]) -> None:
+        self.names = tuple(wants)
+        size = struct.calcsize(_ENTRY)
+        self._bytes = bytearray(_HEAD.size + size * len(wants))
+        for place, number in enumerate(wants.values()):
+            _ID.pack_into(self._bytes, _HEAD.size + place * size, number)
+        self._answers = struct.Struct("@" + _ANSWER * len(wants))
+        self.array = (ctypes.c_char * len(self._bytes)).from_buffer(self._bytes)
+
+    def between(self, first: ctypes.c_void_p, second: ctypes.c_void_p) -> None:
+        """Ask for the means between these two samples."""
+        _HEAD.pack_into(self._bytes, 0, 1, len(self.names), first.value or 0, second.value or 0)
+
+    def answers(self) -> tuple[float, ...]:
+        """Code and value of each metric, in their order."""
+        return self._answers.unpack_from(self._bytes, _HEAD.size)
 
 
 class Gpm:
     """The activity of one GPU, or of one GPU instance under MIG, between one reading and the next."""
 
-    def __init__(
-        self,
-        library: Library,
-        handle: Handle,
-        query: Query,
-        wants: dict[str, int],
-        instance: int | None = None,
-    ) -> None:
-        self._library, self._handle, self._query, self._wants = library, handle, query, wants
+    def __init__(self, library: Library, handle: Handle, query: Query, instance: int | None = None) -> None:
+        self._library, self._handle, self._query = library, handle, query
         self._instance = instance
         self._before: ctypes.c_void_p | None = None
         self._spare: ctypes.c_void_p | None = None
@@ -75,20 +88,19 @@ class Gpm:
             self._before, self._spare = sample, before
         if sample is None or before is None:
             # The first sample only begins a stretch; it is no failure, and no value either.
-            reasons.update(dict.fromkeys(self._wants, self.reason or "pending"))
+            reasons.update(dict.fromkeys(self._query.names, self.reason or "pending"))
             return
-        data = self._query.data
-        data.count, data.first, data.second = len(self._wants), before, sample
-        for place, number in enumerate(self._wants.values()):
-            data.metrics[place].id = number
-        code = self._library.call("nvmlGpmMetricsGet", self._query.ref)
+        query = self._query
+        query.between(before, sample)
+        code = self._library.call("nvmlGpmMetricsGet", query.array)
         check(code)
-        for place, name in enumerate(self._wants):
-            failed = code or data.metrics[place].code
+        answers = query.answers()
+        for place, name in enumerate(query.names):
+            failed = code or answers[2 * place]
             if failed:
                 reasons[name] = "unsupported" if failed in codes.UNSUPPORTED else "failed"
             else:
-                values[name] = data.metrics[place].value
+                values[name] = answers[2 * place + 1]
 
     def close(self) -> None:
         """Give the samples back to the library."""

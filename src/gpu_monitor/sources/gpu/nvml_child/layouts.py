@@ -6,7 +6,7 @@ pynvml has them too, but with attribute access written in Python; these are read
 from __future__ import annotations
 
 import ctypes
-from ctypes import c_char, c_double, c_int, c_uint, c_uint64, c_void_p
+from ctypes import c_char, c_int, c_uint, c_uint64, c_void_p
 
 
 def version_of(kind: type[ctypes.Structure], number: int) -> int:
@@ -114,40 +114,3 @@ class GpmSupport(ctypes.Structure):
     version: int
     supported: int
     _fields_ = [("version", c_uint), ("supported", c_uint)]
-
-
-class GpmMetric(ctypes.Structure):
-    """nvmlGpmMetric_t."""
-
-    id: int
-    code: int
-    value: float
-    _fields_ = [
-        ("id", c_uint),
-        ("code", c_uint),
-        ("value", c_double),
-        ("short_name", c_void_p),
-        ("long_name", c_void_p),
-        ("unit", c_void_p),
-    ]
-
-
-GPM_SLOTS = 210
-"""Room for metrics in a query: NVML_GPM_METRIC_MAX of the first drivers with GPM; later ones allow more."""
-
-
-class GpmQuery(ctypes.Structure):
-    """nvmlGpmMetricsGet_t."""
-
-    version: int
-    count: int
-    first: object
-    second: object
-    metrics: ctypes.Array[GpmMetric]
-    _fields_ = [
-        ("version", c_uint),
-        ("count", c_uint),
-        ("first", c_void_p),
-        ("second", c_void_p),
-        ("metrics", GpmMetric * GPM_SLOTS),
-    ]

@@ -28,16 +28,24 @@ Handle = ctypes.c_void_p
 
 def _import_pynvml() -> ModuleType:
     """pynvml without what only its unused import of find_library would load (2 MB and 9 ms a child)."""
-    seeded = "ctypes.util" not in sys.modules
-    if seeded:
-        stand_in = ModuleType("ctypes.util")
-        stand_in.find_library = lambda name: None  # type: ignore[attr-defined]
-        sys.modules["ctypes.util"] = stand_in
+    if "ctypes.util" in sys.modules:
+        return _pynvml()
+    stand_in = ModuleType("ctypes.util")
+    stand_in.find_library = lambda name: None  # type: ignore[attr-defined]
+    sys.modules["ctypes.util"] = stand_in
+    found: ModuleType | None
     try:
-        import pynvml  # heavy, and not wanted in any process but the child
+        found = _pynvml()
+    except (ImportError, AttributeError):
+        found = None  # a version that wants more of ctypes.util gets the real one
     finally:
-        if seeded:
-            del sys.modules["ctypes.util"]
+        del sys.modules["ctypes.util"]
+    return found or _pynvml()
+
+
+def _pynvml() -> ModuleType:
+    import pynvml  # heavy, and not wanted in any process but the child
+
     return pynvml  # type: ignore[no-any-return]
 
 

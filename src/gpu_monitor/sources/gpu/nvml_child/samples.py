@@ -40,13 +40,13 @@ class Buffer:
             _DOUBLE: (plain.cast("d"), 1, 2),
         }
 
-    def values(self, count: int) -> list[float] | None:
+    def values(self, count: int) -> list[int] | list[float] | None:
         """The first `count` values; None where their type is none of ours."""
         found = self.views.get(self.kind.value)
         if found is None:
             return None
         view, first, step = found
-        return list(view[first : first + step * count : step])
+        return view[first : first + step * count : step].tolist()
 
 
 class Drain:
