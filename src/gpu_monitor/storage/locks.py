@@ -6,6 +6,7 @@ holder dies, however it dies: a stale lock cannot exist, only a stale text insid
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import random
@@ -46,8 +47,12 @@ else:
 
 
 _STEP_SECONDS = 0.001
-"""How often a lock that is held is tried again. A writer lets go for some 50 microseconds between two
-transactions of 1 to 10 ms, so a waiting agent gets in after a tenth of a second or so of a busy import."""
+"""How often a lock that is held is tried again."""
+_COURTESY_SECONDS = 0.002
+"""Whoever lets go of it and sees that another waits leaves it alone for so long: the other tries in that time.
+Without it an agent waited 0.2 s on average, and 0.8 s at most, for a turn beside a busy import."""
+_KNOCKS = 8
+"""At every so many tries one who waits marks the file's time, which the holder sees."""
 
 
 class FileLock:
@@ -60,6 +65,8 @@ class FileLock:
         self.path = path
         self._clock = clock or SystemClock()
         self._handle: int | None = None
+        self._released = float("-inf")
+        self._seen = 0
 
     def _open(self) -> int:
         if self._handle is None:
@@ -98,10 +105,14 @@ class FileLock:
 
     def acquire(self, timeout: float) -> None:
         """Wait up to `timeout` seconds; StorageBusy after that."""
-        if self.try_acquire():
-            return
         never, deadline = threading.Event(), self._clock.monotonic() + timeout
+        if self._clock.monotonic() < self._released + _COURTESY_SECONDS and self._knocked():
+            self._clock.wait(never, self._released + _COURTESY_SECONDS)
+        tries = 0
         while not self.try_acquire():
+            if tries % _KNOCKS == 0:
+                self._knock()
+            tries += 1
             moment = self._clock.monotonic()
             if moment >= deadline:
                 raise StorageBusy(
@@ -111,11 +122,23 @@ class FileLock:
             # Not in step with the holder's own rhythm, or every try could fall into the same place of it.
             step = _STEP_SECONDS * random.uniform(0.5, 1.5)
             self._clock.wait(never, min(moment + step, deadline))
+        self._seen = os.fstat(self._open()).st_mtime_ns
+
+    def _knock(self) -> None:
+        """Let the holder see that somebody waits. Only a courtesy: where it cannot be done, waiting takes longer."""
+        moment = round(self._clock.now() * 1e9)
+        with contextlib.suppress(OSError):
+            os.utime(self.path, ns=(moment, moment))
+
+    def _knocked(self) -> bool:
+        """Whether somebody waited while the lock was ours."""
+        return os.fstat(self._open()).st_mtime_ns != self._seen
 
     def release(self) -> None:
         """Let go; harmless when not held."""
         if self._handle is not None:
             _unlock(self._handle)
+            self._released = self._clock.monotonic()
 
     def close(self) -> None:
         """Let go and close the file."""
