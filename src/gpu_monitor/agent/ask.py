@@ -280,6 +280,40 @@ def interval_of(store: Asked) -> int:
     return int(store.value("SELECT interval_seconds FROM runs ORDER BY id DESC LIMIT 1") or 60)
 
 
+def recorded_span(store: Asked, node: int) -> tuple[float, float] | None:
+    """From when to when a node has rows or hours; None where it has none."""
+    own = f"(SELECT id FROM gpus WHERE node = {int(node)})"
+    rows = f"SELECT id >> 20 AS start FROM samples_raw WHERE id & {MAX_GPUS - 1} IN {own} ORDER BY id {{}} LIMIT 1"
+    first = store.value(rows.format("ASC"))
+    last = store.value(rows.format("DESC"))
+    hours = store.rows(
+        f"SELECT min(period), max(period + period_seconds) FROM aggregates WHERE gpu IN {own}"
+    )[0]
+    starts = [float(value) for value in (first, hours[0]) if value is not None]
+    ends = [float(value) for value in (last, hours[1]) if value is not None]
+    return (min(starts), max(ends)) if starts else None
+
+
+def absences(store: Asked, node: int, start: float, end: float) -> list[tuple[str, str, float]]:
+    """(which GPU in words, cause, since when) for each gap of one GPU that touches [start, end)."""
+    rows = store.rows(
+        'SELECT uid, cause, start FROM gaps WHERE node = ? AND uid IS NOT NULL AND start < ? AND coalesce("end", 1e12) > ?'
+        " ORDER BY start",
+        (node, end, start),
+    )
+    names = dict(store.rows('SELECT uid, "index" FROM gpus WHERE node = ? ORDER BY id', (node,)))
+    return [
+        (f"GPU {names[uid]} ({uid})" if names.get(uid) is not None else uid, cause, at)
+        for uid, cause, at in rows
+    ]
+
+
+def holds_played(store: Asked) -> bool:
+    """Whether this machine's rows are simulated or replayed."""
+    sql = "SELECT 1 FROM gpus WHERE node = 1 AND source IN ('simulated', 'replay') LIMIT 1"
+    return store.value(sql) is not None
+
+
 def period_at(store: Asked, moment: float) -> Period:
     """The aggregation period that contains `moment`."""
     return load_plan(store).period(moment)

@@ -11,10 +11,13 @@ from gpu_monitor.agent.ask import (
     Group,
     Hours,
     Samples,
+    absences,
+    holds_played,
     interval_of,
     node_number,
     parse_fields,
     period_at,
+    recorded_span,
 )
 from gpu_monitor.cli.output import groups_csv, groups_json, note
 from gpu_monitor.core.errors import EXIT_DONE, EXIT_NOTHING
@@ -32,7 +35,18 @@ def show(store: Asked | None, args: argparse.Namespace, now: float, fresh: Fresh
         groups_csv(groups, fields, sys.stdout, args.naive)
     else:
         groups_json(groups, sys.stdout, args.naive)
+    if not groups and store is not None:
+        _say_what_there_is(store, args.node)
     return EXIT_DONE if groups else EXIT_NOTHING
+
+
+def _say_what_there_is(store: Asked, name: str | None) -> None:
+    """Nothing was found: tell from when to when there is something."""
+    span = recorded_span(store, node_number(store, name))
+    if span is None:
+        note("nothing is recorded yet" if name is None else f"nothing is recorded of {name}")
+    else:
+        note(f"nothing there; recorded is {format_time(span[0])} to {format_time(span[1])} (UTC)")
 
 
 def _find(
@@ -54,8 +68,8 @@ def _find(
         return _hours(store, node, fields, moments), fields
     samples = Samples(store, node, fields)
     if moment is None:
-        return _latest(samples, store, now, fields, fresh, args.node is None), fields
-    return _nearest(samples, moment.candidates, interval_of(store)), fields
+        return _latest(samples, store, now, fields, fresh, node), fields
+    return _nearest(samples, moment.candidates, interval_of(store), store, node), fields
 
 
 def _newest_hour(store: Asked, node: int) -> float:
@@ -77,26 +91,37 @@ def _hours(store: Asked, node: int, fields: tuple[str, ...], moments: tuple[floa
     return found
 
 
-def _nearest(samples: Samples, moments: tuple[float, ...], interval: int) -> list[Group]:
+def _nearest(
+    samples: Samples, moments: tuple[float, ...], interval: int, store: Asked, node: int
+) -> list[Group]:
     found: list[Group] = []
     for moment in moments:
         start = samples.nearest(moment)
         # The row that covers the moment may begin almost an interval before it.
         if start is not None and abs(start - moment) <= interval:
             found += samples.between(start, start + 1)
+            _say_absences(store, node, start, start + interval)
     return found
 
 
+def _say_absences(store: Asked, node: int, start: float, end: float) -> None:
+    """Tell of GPUs that gave nothing in an interval, and why; a missing line is easily overlooked."""
+    for label, cause, since in absences(store, node, start, end):
+        note(f"{label}: no data: {cause} (since {format_time(int(since))})")
+
+
 def _latest(
-    samples: Samples, store: Asked, now: float, fields: tuple[str, ...], fresh: Fresh, local: bool
+    samples: Samples, store: Asked, now: float, fields: tuple[str, ...], fresh: Fresh, node: int
 ) -> list[Group]:
     start, interval = samples.last_start(), interval_of(store)
     if start is not None and now - start <= 2 * interval:
+        _say_absences(store, node, start, start + interval)
         return samples.between(start, start + 1)
-    reading = fresh(fields) if local else None
+    reading = fresh(fields) if node == 1 and not holds_played(store) else None
     if reading is not None:
         return [reading]
     if start is None:
         return []
-    note(f"the last stored collection is {format_duration(now - start)} old")
+    if node == 1:
+        note(f"the last stored collection is {format_duration(now - start)} old: no agent has stored since")
     return samples.between(start, start + 1)
