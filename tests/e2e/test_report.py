@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
+import sqlite3
+import sys
 from pathlib import Path
 
 import pytest
 
 from gpu_monitor.core.model import GpuProcess
 from tests.e2e.program import ask, configure
+from tests.e2e.terminal import on_terminal
 from tests.made_stores import CARD, GIB, HOUR, OTHER, PRETENDED, MadeStore
 from tests.recordings import recording
 
@@ -36,14 +40,36 @@ def test_a_table_that_fits_a_terminal(folder: Path) -> None:
     assert lines[0] == "Usage by gpu, 2024-03-20T14:00:00+00:00 to 2024-03-20T16:00:00+00:00"
     assert lines[1].split() == ["GPU", "GPU-h", "cover", "util", "idle", "h", "held", "h", "kWh", "EUR"]
     # 60 * 18 kJ = 0.3 kWh at 0.5; 72 W over an hour = 0.072 kWh, 0.036
-    assert lines[2].split()[1:] == ["1.00", "50.0%", "80.0%", "0.00", "0.00", "0.30", "0.15"]
-    assert lines[3].split()[1:] == ["1.00", "50.0%", "2.0%", "1.00", "1.00", "~0.07", "0.04"]
+    assert lines[2].split()[3:] == ["1.00", "50.0%", "80.0%", "0.00", "0.00", "0.30", "0.15"]
+    assert lines[3].split()[3:] == ["1.00", "50.0%", "2.0%", "1.00", "1.00", "~0.07", "0.04"]
     assert lines[4].split() == ["total", "2.00", "50.0%", "41.0%", "1.00", "1.00", "~0.37", "0.19"]
     assert lines[5] == "~ estimated from power where no counter was read: 0.07 kWh"
-    assert lines[2].startswith("GPU-aaaaaaaa")
-    for by in ("gpu", "node", "user", "day"):
+    # Whoever reads it from a pipe may look the uid up: it is whole, whatever the width.
+    assert lines[2].split()[:3] == ["0", "Card", CARD.uid]
+    assert lines[3].split()[:3] == ["1", "Card", OTHER.uid]
+    for by in ("node", "user", "day"):
         text = ask(folder, "report", *SPAN, "--price", "99999", "--by", by).stdout
         assert max(len(line) for line in text.splitlines()) <= 80, by
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
+@pytest.mark.parametrize(("columns", "shown"), [(80, "0 Card  GPU-"), (120, f"0 Card  {CARD.uid}")])
+def test_a_table_as_wide_as_the_terminal(folder: Path, columns: int, shown: str) -> None:
+    lines = on_terminal(folder, columns, "report", *SPAN, "--price", "0.5")
+    assert max(len(line) for line in lines) <= columns
+    assert (lines[2].startswith(shown), CARD.uid in lines[2]) == (True, columns == 120)
+    assert lines[2].split()[-7:] == ["1.00", "50.0%", "80.0%", "0.00", "0.00", "0.30", "0.15"]
+
+
+def test_imported_nodes_are_named_when_none_was_asked_for(folder: Path) -> None:
+    with contextlib.closing(sqlite3.connect(folder / "gpu_metrics.db")) as connection, connection:
+        connection.executemany("INSERT INTO nodes VALUES (?, ?, 'import', NULL)", [(2, "lab"), (3, "desk")])
+    done = ask(folder, "report", *SPAN, "-f", "json")
+    assert done.stderr == "imported nodes are not in it: desk, lab (--node NAME, or --by node for all)\n"
+    assert ask(folder, "report", *SPAN, "--by", "node").stderr == ""
+    done = ask(folder, "report", *SPAN, "--node", "lab")
+    assert (done.returncode, done.stderr.count("\n")) == (3, 1)
+    assert done.stderr.endswith("; the store has no data of this node\n")
 
 
 def test_json_and_csv_hold_the_same(folder: Path) -> None:
@@ -78,6 +104,9 @@ def test_nothing_in_the_span(folder: Path) -> None:
     done = ask(folder, "report", *span, "-f", "json")
     assert (done.returncode, json.loads(done.stdout)["lines"]) == (3, [])
     assert done.stderr.startswith("nothing was recorded from 2024-01-01T")
+    # Sixty minutes from 14:00 on.
+    there = "the store has data from 2024-03-20T14:00:00+00:00 to 2024-03-20T15:00:00+00:00\n"
+    assert done.stderr.endswith(f"; {there}")
     header = ask(folder, "report", *span, "-f", "csv").stdout
     assert header.startswith("since,until,uid,index,name,source,origin,gpu_hours,coverage,")
 

@@ -11,9 +11,11 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, TextIO
 
 from gpu_monitor.agent.ask import LOCAL, node_number
+from gpu_monitor.agent.chronicle import other_nodes
 from gpu_monitor.agent.tally import Figures, Tally, figures
 from gpu_monitor.agent.usage import By, Line, Question, Usage, usage
 from gpu_monitor.cli.asking import find_store
+from gpu_monitor.cli.labels import recorded_text
 from gpu_monitor.cli.options import Formatter, add_config, add_format, add_node, add_span
 from gpu_monitor.cli.output import note, records_csv
 from gpu_monitor.cli.report_table import print_table
@@ -92,12 +94,24 @@ def run(args: argparse.Namespace) -> int:
     reader = Reader(path)
     try:
         answer = _answer(reader, args, loaded, (since, min(until, now)), price)
+        _PRINTERS[args.output_format](answer, sys.stdout)
+        sys.stdout.flush()
+        for text in _remarks(reader, args, answer):
+            note(text)
     finally:
         reader.close()
-    _PRINTERS[args.output_format](answer, sys.stdout)
-    if not answer.lines:
-        note(f"nothing was recorded from {_stamp(since)} to {_stamp(until)}")
     return EXIT_DONE if answer.lines else EXIT_NOTHING
+
+
+def _remarks(reader: Reader, args: argparse.Namespace, answer: Answer) -> Iterator[str]:
+    """Where else there is something: outside the span, and on nodes that were not asked for."""
+    if not answer.lines:
+        nothing = f"nothing was recorded from {_stamp(answer.since)} to {_stamp(answer.until)}"
+        yield f"{nothing}; {recorded_text(reader, node_number(reader, args.node))}"
+    if args.node is None and answer.by is not By.NODE:
+        names = other_nodes(reader)
+        if names:
+            yield f"imported nodes are not in it: {', '.join(names)} (--node NAME, or --by node for all)"
 
 
 def _span(since: str | None, until: str | None, now: float) -> tuple[float, float]:

@@ -1,11 +1,12 @@
-"""The table of `gpu_monitor report`: fits into 80 columns whatever the names and numbers."""
+"""The table of `gpu_monitor report`: fits the terminal, or 80 columns; a uid is cut only on a terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
-WIDTH = 80
+from gpu_monitor.cli.labels import gpu_label, table_width
+
 _LEAST_KEY = 8
 _SLACK = 0.001
 """A figure known for so much less of the time than the rows were recorded gets a star."""
@@ -26,7 +27,8 @@ def print_table(lines: Sequence[Line], total: Line, key: str, currency: str | No
     header = ["GPU-h", "cover", "util", "idle h", "held h", "kWh", *([currency] if currency else [])]
     cells = [_cells(line, currency is not None) for line in shown]
     widths = [max(len(header[n]), *(len(row[n]) for row in cells)) for n in range(len(header))]
-    names = _shortened([str(line[key]) for line in lines], WIDTH - sum(widths) - 2 * len(widths))
+    room = table_width(stream) - sum(widths) - 2 * len(widths)
+    names = _names(lines, key, room, is_whole=not stream.isatty())
     names += ["total"] * (len(shown) - len(lines))
     first = max(len(name) for name in (_HEADINGS[key], *names))
     for name, row in zip([_HEADINGS[key], *names], [header, *cells], strict=True):
@@ -34,6 +36,18 @@ def print_table(lines: Sequence[Line], total: Line, key: str, currency: str | No
         stream.write(f"{name.ljust(first)}{numbers}\n")
     for text in _footnotes(total, cells):
         stream.write(f"{text}\n")
+
+
+def _names(lines: Sequence[Line], key: str, room: int, is_whole: bool) -> list[str]:
+    """What the lines are about; a GPU by index, name and uid. `is_whole`: a uid may be looked up, so it is not cut."""
+    if key != "uid":
+        return _shortened([str(line[key]) for line in lines], room)
+    labels = [gpu_label(line["index"], line["name"]) for line in lines]
+    width = max((len(label) for label in labels), default=0)
+    names = [
+        f"{label.ljust(width)}  {line['uid']}".strip() for label, line in zip(labels, lines, strict=True)
+    ]
+    return names if is_whole else _shortened(names, room)
 
 
 def _cells(line: Line, has_money: bool) -> list[str]:
