@@ -146,5 +146,10 @@ def test_without_a_gpu_it_warns_and_records_the_host(tmp_path: Path) -> None:
     if os.path.exists("/dev/nvidiactl"):
         return
     assert "WARNING" in console.read_text()
+    (last,) = json.loads(ask(tmp_path, "-sc", "--host", "-c", str(config)).stdout)
+    assert last["host"]["memory_total"] > last["host"]["memory_used"] > 0
+    table = ask(tmp_path, "-sc", "-1h..now", "--host", "-f", "csv", "-c", str(config)).stdout.splitlines()
+    assert table[0].startswith("timestamp,cpu_utilization")
+    assert len(table) >= 4
     assert query(store, "SELECT count(*) FROM samples_raw") == [(0,)]
     assert query(store, "SELECT count(*) FROM gpus") == [(0,)]

@@ -7,10 +7,25 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from gpu_monitor.core.buckets import Period, PeriodPlan
-from gpu_monitor.core.catalogue import BY_NAME, DEFAULT_FIELDS, METRICS, Kind, round_value, throttle_names
+from gpu_monitor.core.catalogue import (
+    BY_NAME,
+    DEFAULT_FIELDS,
+    HOST_METRICS,
+    METRICS,
+    Kind,
+    round_value,
+    throttle_names,
+)
 from gpu_monitor.core.errors import UsageError
 from gpu_monitor.storage.database import Row
-from gpu_monitor.storage.tables import MAX_GPUS, key_floor, key_start, view_columns
+from gpu_monitor.storage.tables import (
+    MAX_GPUS,
+    aggregate_columns,
+    key_floor,
+    key_start,
+    sample_columns,
+    view_columns,
+)
 
 LOCAL = "local"
 _EXTRA = ("source", "seconds", "reasons", "processes")
@@ -175,6 +190,44 @@ def grouped(rows: list[Row], record: Any) -> Iterator[Group]:
         yield Group(current >> 4, tuple(gathered))
 
 
+class Machine:
+    """What was recorded of the machine around the GPUs, by interval or by period."""
+
+    def __init__(self, store: Asked, hourly: bool) -> None:
+        self._store = store
+        self._hourly = hourly
+        names = aggregate_columns(HOST_METRICS) if hourly else sample_columns(HOST_METRICS)
+        extra = ("samples", "expected_samples", "coverage", "seconds") if hourly else ("seconds",)
+        self.fields = (*names, *extra)
+        columns = ", ".join(self.fields)
+        by_period = (
+            f"SELECT period, {columns} FROM host_aggregates WHERE period >= ? AND period < ? ORDER BY period"
+        )
+        self._sql = by_period if hourly else f"SELECT start, {columns} FROM ({_HOST_ROWS})"
+
+    def last_start(self) -> int | None:
+        """Start of the newest interval or period."""
+        sql = (
+            "SELECT max(period) FROM host_aggregates"
+            if self._hourly
+            else "SELECT max(id) >> 20 FROM hosts_raw"
+        )
+        found = self._store.value(sql)
+        return None if found is None else int(found)
+
+    def between(self, start: float, end: float) -> list[tuple[int, dict[str, Any]]]:
+        """(start, values by name) of what starts in [start, end), ascending."""
+        bounds = (start, end) if self._hourly else (key_floor(_up(start)), key_floor(_up(end)))
+        rows = self._store.rows(self._sql, bounds)
+        return [(row[0], self._record(row[1:])) for row in rows]
+
+    def _record(self, row: Row) -> dict[str, Any]:
+        return {
+            name: value if name not in _HOST_OF or value is None else round_value(_HOST_OF[name], value)
+            for name, value in zip(self.fields, row, strict=True)
+        }
+
+
 class Hours:
     """Aggregates of one node."""
 
@@ -301,7 +354,9 @@ def absences(store: Asked, node: int, start: float, end: float) -> list[tuple[st
         " ORDER BY start",
         (node, end, start),
     )
-    names = dict(store.rows('SELECT uid, "index" FROM gpus WHERE node = ? ORDER BY id', (node,)))
+    names: dict[str, int | None] = dict(
+        store.rows('SELECT uid, "index" FROM gpus WHERE node = ? ORDER BY id', (node,))
+    )
     return [
         (f"GPU {names[uid]} ({uid})" if names.get(uid) is not None else uid, cause, at)
         for uid, cause, at in rows
@@ -332,6 +387,15 @@ def _up(moment: float) -> int:
     return whole if whole == moment else whole + 1
 
 
+_HOST_OF = {
+    name: metric
+    for metric in HOST_METRICS
+    for name in (metric.name, f"{metric.name}_min", f"{metric.name}_max")
+}
+_HOST_ROWS = (
+    f"SELECT r.id >> 20 AS start, r.seconds / 10.0 AS seconds, {', '.join(view_columns(HOST_METRICS))}"
+    " FROM hosts_raw r WHERE r.id >= ? AND r.id < ? ORDER BY r.id"
+)
 _SAMPLED = tuple(m for m in METRICS if m.kind not in (Kind.IDENTITY, Kind.STATE))
 _GPU_COLUMN = {
     "uid": 2, "source": 3, "name": 4, "pci_bus_id": 5, "memory_total": 6, "index": 7, "serial": 8, "minor_number": 9,

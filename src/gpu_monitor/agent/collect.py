@@ -297,7 +297,8 @@ class Collector:
         """End the interval and hand over what it gave; a device seen only at one instant covers nothing of it."""
         rows = [self._row(uid, *self._tracks[uid].finish()) for uid in self._ordered()]
         gpus = tuple(row for row in rows if row.seconds > 0)
-        host = self._host.finish() if self._host.at is not None else None
+        machine = self._host.finish()
+        host = machine if machine[0] > 0 else None
         result = Collection(
             start,
             interval,

@@ -103,6 +103,7 @@ def _add_asking_options(parser: argparse.ArgumentParser) -> None:
     add("--fields", metavar="LIST", help="columns of -sc: all, or names with commas (default: the twelve)")
     add("--raw", action="store_true", help="rows of each interval, also for a full hour")
     add("--hourly", action="store_true", help="aggregates, also for a range or the newest")
+    add("--host", action="store_true", help="the machine (CPU, memory, disk, network) instead of its GPUs")
     add("--node", metavar="NAME", help="an imported node instead of this machine")
     add("--naive", action="store_true", help="print local times without offset")
     add("--json", action="store_true", help="-ls and -ss as JSON")

@@ -28,15 +28,26 @@ def cell(value: Any) -> Any:
     return value
 
 
-def groups_json(groups: Iterable[Group], stream: TextIO, naive: bool = False) -> None:
-    """`[{"timestamp": …, "gpus": [ … ]}]`, one group a line."""
+def _records_json(records: Iterable[Mapping[str, Any]], stream: TextIO) -> None:
+    """A list with one record a line."""
     stream.write("[")
     separator = "\n"
-    for group in groups:
-        record = {"timestamp": format_time(group.start, naive), "gpus": list(group.gpus)}
+    for record in records:
         stream.write(separator + json.dumps(record, ensure_ascii=False))
         separator = ",\n"
     stream.write("\n]\n" if separator == ",\n" else "]\n")
+
+
+def groups_json(groups: Iterable[Group], stream: TextIO, naive: bool = False) -> None:
+    """`[{"timestamp": …, "gpus": [ … ]}]`, one group a line."""
+    _records_json(({"timestamp": format_time(g.start, naive), "gpus": list(g.gpus)} for g in groups), stream)
+
+
+def hosts_json(rows: Iterable[tuple[int, Mapping[str, Any]]], stream: TextIO, naive: bool = False) -> None:
+    """`[{"timestamp": …, "host": { … }}]`, one row a line."""
+    _records_json(
+        ({"timestamp": format_time(start, naive), "host": values} for start, values in rows), stream
+    )
 
 
 def groups_csv(groups: Iterable[Group], fields: Sequence[str], stream: TextIO, naive: bool = False) -> None:

@@ -10,6 +10,7 @@ from gpu_monitor.agent.ask import (
     Asked,
     Group,
     Hours,
+    Machine,
     Samples,
     absences,
     holds_played,
@@ -19,7 +20,7 @@ from gpu_monitor.agent.ask import (
     period_at,
     recorded_span,
 )
-from gpu_monitor.cli.output import groups_csv, groups_json, note
+from gpu_monitor.cli.output import groups_csv, groups_json, hosts_json, note, records_csv
 from gpu_monitor.core.errors import EXIT_DONE, EXIT_NOTHING
 from gpu_monitor.core.times import format_duration, format_time, parse_moment, parse_range
 
@@ -30,6 +31,8 @@ Fresh = Callable[[tuple[str, ...]], Group | None]
 def show(store: Asked | None, args: argparse.Namespace, now: float, fresh: Fresh) -> int:
     """Print what `--show-collection` asks for; exit 3 where there is nothing."""
     text = (args.show_collection or "").strip()
+    if args.host:
+        return _show_host(store, text, args, now)
     groups, fields = _find(store, text, args, now, fresh)
     if args.output_format == "csv":
         groups_csv(groups, fields, sys.stdout, args.naive)
@@ -38,6 +41,29 @@ def show(store: Asked | None, args: argparse.Namespace, now: float, fresh: Fresh
     if not groups and store is not None:
         _say_what_there_is(store, args.node)
     return EXIT_DONE if groups else EXIT_NOTHING
+
+
+def _show_host(store: Asked | None, text: str, args: argparse.Namespace, now: float) -> int:
+    """Print what is recorded of the machine itself, by the same rules of time."""
+    span = parse_range(text, now) if text else None
+    moment = parse_moment(text, now) if text and span is None else None
+    hourly = args.hourly or (moment is not None and moment.full_hour and not args.raw)
+    if store is None:
+        return EXIT_NOTHING
+    machine = Machine(store, hourly)
+    if span is None:
+        start: float | None = machine.last_start() if moment is None else moment.epoch
+        length = period_at(store, start).seconds if hourly and start is not None else interval_of(store)
+        span = (
+            (start // length * length, start // length * length + length) if start is not None else (0.0, 0.0)
+        )
+    found = machine.between(*span)
+    if args.output_format == "csv":
+        records = [{"timestamp": format_time(start, args.naive), **values} for start, values in found]
+        records_csv(["timestamp", *machine.fields], records, sys.stdout)
+    else:
+        hosts_json(found, sys.stdout, args.naive)
+    return EXIT_DONE if found else EXIT_NOTHING
 
 
 def _say_what_there_is(store: Asked, name: str | None) -> None:
