@@ -7,12 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from gpu_monitor.agent.collect import Collection
+from gpu_monitor.core.catalogue import HOST_METRICS
 from gpu_monitor.storage.database import Row
-from gpu_monitor.storage.tables import MAX_ERAS, MAX_GPUS, key_era, key_floor, sample_key
+from gpu_monitor.storage.tables import MAX_ERAS, MAX_GPUS, key_era, key_floor, sample_columns, sample_key
 
 _LOCAL_NODE = 1
 LAST_ROW = "last_row"
 """The key in `meta` that holds interval and era of the newest collection."""
+_SAMPLES = f"SELECT id, seconds, {', '.join(sample_columns())} FROM samples_raw"
+_HOSTS = f"SELECT id, seconds, {', '.join(sample_columns(HOST_METRICS))} FROM hosts_raw"
 _CLOCK_SECONDS = 1.0
 """A wall clock that reads less than this before the last reading was corrected, not put back."""
 
@@ -76,6 +79,6 @@ def _newest_era(connection: sqlite3.Connection, start: int) -> int | None:
 
 def _completing(connection: sqlite3.Connection, start: int, began: float | None, era: int) -> Place:
     bounds = (sample_key(start, era, 0), sample_key(start, era, MAX_GPUS - 1))
-    rows = connection.execute("SELECT * FROM samples_raw WHERE id BETWEEN ? AND ?", bounds)
-    hosts = connection.execute("SELECT * FROM hosts_raw WHERE id = ?", bounds[:1]).fetchone()
+    rows = connection.execute(f"{_SAMPLES} WHERE id BETWEEN ? AND ?", bounds)
+    hosts = connection.execute(f"{_HOSTS} WHERE id = ?", bounds[:1]).fetchone()
     return Place(start, began, era, {row[0]: row[1:] for row in rows}, None if hosts is None else hosts[1:])
