@@ -10,7 +10,7 @@ from pathlib import Path
 from gpu_monitor.agent.ask import Group
 from gpu_monitor.agent.sends import list_sends, search_send
 from gpu_monitor.cli.output import note
-from gpu_monitor.cli.sends import print_detail, print_list
+from gpu_monitor.cli.sends import print_detail, print_list, summary
 from gpu_monitor.cli.show import show
 from gpu_monitor.config.load import Loaded, load, read_file, system_file
 from gpu_monitor.core.clock import SystemClock
@@ -50,9 +50,11 @@ def run(args: argparse.Namespace) -> int:
             note(f"there is no store at {path} yet")
         return show(store, args, SystemClock().now(), lambda fields: _fresh(loaded, fields))
     if args.list_sends:
-        print_list(
-            [] if missing else list_sends(Reader(path)), sys.stdout, naive=args.naive, as_json=args.json
-        )
+        rows = [] if missing else list_sends(Reader(path))
+        print_list(rows, sys.stdout, naive=args.naive, as_json=args.json)
+        if not args.json:
+            sys.stdout.flush()
+            note(summary(rows, has_server=not loaded.offline))
         return EXIT_DONE
     moment = parse_moment(args.search_send, SystemClock().now())
     found = None

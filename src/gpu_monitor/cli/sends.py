@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, TextIO
@@ -11,6 +12,14 @@ from gpu_monitor.agent.sends import SendRow
 from gpu_monitor.core.times import format_time
 
 _HEADER = "Aggregation Time | Attempts | First Attempt | Last Attempt | Last Error | UID | Sent"
+
+_STANDINGS = {
+    "sent": "delivered",
+    "pending": "waiting",
+    "rejected": "rejected (resend --rejected)",
+    "parked": "parked",
+}
+"""What a report's state means to people; parked ones are tried again by themselves."""
 
 
 def print_list(
@@ -23,6 +32,15 @@ def print_list(
         return
     stream.write(f"Send Attempts:\n{_HEADER}\n")
     stream.writelines(" | ".join(_cells(row, naive)) + "\n" for row in rows)
+
+
+def summary(rows: Sequence[SendRow], has_server: bool) -> str:
+    """How all periods stand, in a line: `21 delivered, 2 waiting, 1 rejected (resend --rejected), 1 parked`."""
+    counts = Counter(row.state for row in rows)
+    parts = [f"{counts[state]} {words}" for state, words in _STANDINGS.items() if counts[state]]
+    if has_server:
+        return ", ".join(parts) or "no period is closed yet: nothing is owed"
+    return ", ".join(parts) + ("; " if parts else "") + "no server is configured: nothing is sent"
 
 
 def print_detail(row: SendRow, stream: TextIO, *, naive: bool = False, as_json: bool = False) -> None:
