@@ -50,7 +50,10 @@ _NOISE_LIMIT = 256 * 1024
 """What a chatty library may have said before it is forgotten, in bytes."""
 
 # -I and -S keep the environment and site-packages out: a quarter of a bare interpreter's start and memory.
-_BOOT = "import sys; sys.path[:0] = sys.argv[1].split({separator!r}); from {module} import main; main(*sys.argv[2:])"
+# Ours come behind the standard library, which an old back-port in site-packages must not replace.
+_BOOT = (
+    "import sys; sys.path += sys.argv[1].split({separator!r}); from {module} import main; main(*sys.argv[2:])"
+)
 
 
 class Ended(Exception):
