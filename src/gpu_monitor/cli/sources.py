@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import importlib
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 from gpu_monitor.config.load import Loaded
 from gpu_monitor.core.errors import SourceUnavailable, UsageError
@@ -13,9 +13,9 @@ from gpu_monitor.core.model import Identity
 from gpu_monitor.core.ports import Source
 from gpu_monitor.sources.gpu.nvml.settings import NvmlSettings
 from gpu_monitor.sources.gpu.nvml.source import open_nvml
-from gpu_monitor.sources.gpu.replay import open_replay
-from gpu_monitor.sources.gpu.simulated import SimulatedSource, parse_simulate
-from gpu_monitor.sources.gpu.simulated_faults import Fault
+
+_PLAYED = "gpu_monitor.cli.played"
+"""Loaded by name, like a command: recorded logs and simulated lives are 1.4 MB that no recording agent needs."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,8 @@ def check_source_flags(args: argparse.Namespace) -> None:
         raise UsageError("--simulate and --replay exclude each other", "Give one of them.")
     if args.fault and args.simulate is None:
         raise UsageError("--fault needs --simulate", "Real GPUs have faults of their own.")
-    if args.simulate is not None:
-        count, model = parse_simulate(args.simulate)
-        SimulatedSource(count, model, faults=[Fault.parse(fault, 0.0) for fault in args.fault]).close()
+    if is_played(args):
+        _played().check_flags(args)
 
 
 def choose_source(
@@ -50,21 +49,13 @@ def choose_source(
 
     `start`: the agent's time now, for faults and replay. `known`: GPUs that earlier runs recorded here.
     """
-    if args.simulate is not None:
-        return _simulated(args.simulate, args.seed, args.fault, start)
-    if args.replay is not None:
-        source = open_replay(Path(args.replay), start)
-        return Chosen(source, f"replay of {args.replay} (not this machine's GPUs)")
+    if is_played(args):
+        return Chosen(*_played().open_played(args, start))
     return open_machine(loaded, known)
 
 
-def _simulated(text: str, seed: int, faults: Sequence[str], start: float) -> Chosen:
-    count, model = parse_simulate(text)
-    parsed = [Fault.parse(fault, start) for fault in faults]
-    return Chosen(
-        SimulatedSource(count, model, seed=seed, faults=parsed),
-        f"{count} SIMULATED GPUs ({model}, seed {seed})",
-    )
+def _played() -> Any:
+    return importlib.import_module(_PLAYED)
 
 
 def open_machine(loaded: Loaded, known: tuple[Identity, ...] = ()) -> Chosen:
