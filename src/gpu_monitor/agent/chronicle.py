@@ -118,7 +118,10 @@ def _gaps(store: Asked, wanted: Wanted, known: Mapping[str, Card]) -> Iterator[E
 
 
 def _events(store: Asked, wanted: Wanted, known: Mapping[str, Card]) -> Iterator[Entry]:
-    seen = store.rows("SELECT pci_bus_id, uid FROM gpus WHERE node = ? ORDER BY id", (wanted.node,))
+    # A MIG instance lies at its GPU's address; of several GPUs that were at one, the last is taken.
+    seen = store.rows(
+        "SELECT pci_bus_id, uid FROM gpus WHERE node = ? AND parent_uid IS NULL ORDER BY id", (wanted.node,)
+    )
     by_pci = {canonical_pci(address or ""): uid for address, uid in seen}
     rows = store.rows(
         "SELECT time, uid, kind, severity, message, detail FROM events WHERE node = ? AND time >= ? AND time < ?"
