@@ -92,7 +92,8 @@ def _file_print(path: Path) -> Print:
         stat = path.stat()
     except FileNotFoundError:
         return ()
-    return (stat.st_dev, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size)
+    # Not the time of its owner and mode: SQLite sets the owner of a log it opens, where it may.
+    return (stat.st_dev, stat.st_ino, stat.st_mtime_ns, stat.st_size)
 
 
 class Opened:
@@ -199,8 +200,8 @@ class Reader:
         return True
 
     def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[Row]:
-        """All rows of a query."""
-        while True:
+        """All rows of a query; StorageBusy where the file goes on changing without a writer to be seen."""
+        for _ in range(_TRIES):
             try:
                 found = self._opened.connection.execute(sql, parameters).fetchall()
             except sqlite3.Error as error:
@@ -209,6 +210,7 @@ class Reader:
                 raise translated(error, self.path) from error
             if not self._reopened():
                 return found
+        raise StorageBusy(f"{self.path} changes all the time", "Ask again, or look which program writes it.")
 
     def value(self, sql: str, parameters: Sequence[Any] = ()) -> Any:
         """First column of the first row, None where there is none."""
