@@ -153,7 +153,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         self.script, self.step = self.server.behaviour.told(take_step=True)
-        self._read()
+        if not self._read():
+            # The client died while it was sending: a server never sees that as a request.
+            self.step, self.close_connection = {**self.step, "kind": "half a request"}, True
+            self._log(None)
+            return
         self.reports = self._reports()
         refused = self._refused()
         if refused is not None:
@@ -173,11 +177,15 @@ class Handler(BaseHTTPRequestHandler):
             )
             self._misbehave(answer)
 
-    def _read(self) -> None:
-        self.wire = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+    def _read(self) -> bool:
+        """Take the body in; False where the connection ended before all of it came."""
+        announced = int(self.headers.get("Content-Length", 0))
+        self.wire = self.rfile.read(announced)
         self.body, self.faults = self.wire, []
         self.reports: list[bytes] = []
         self.taken: list[tuple[str, str, int]] = []
+        if len(self.wire) < announced:
+            return False
         if self.headers.get("Content-Encoding") == "gzip":
             try:
                 self.body = gzip.decompress(self.wire)
@@ -185,6 +193,7 @@ class Handler(BaseHTTPRequestHandler):
                 self.faults.append("not gzip")
         if self.command == "POST":
             self._check_headers()
+        return True
 
     def _check_headers(self) -> None:
         digest = base64.b64encode(hashlib.sha256(self.wire).digest()).decode()

@@ -383,3 +383,23 @@ def test_an_answer_that_could_not_be_written_down_is_asked_for_again(tmp_path: P
     assert first == second
     verdicts = on.writer.rows("SELECT verdict FROM attempts ORDER BY id")
     assert verdicts == [("interrupted",), ("acknowledged",)]
+
+
+def test_the_writer_is_free_while_something_is_sent(tmp_path: Path) -> None:
+    on = Line(tmp_path, hours=3)
+    stored: list[int] = []
+
+    def store_a_sample(parcel: Parcel) -> None:
+        # Another thread's transaction, as the beat's: it would wait for ever behind a held writer.
+        def write() -> None:
+            with on.writer.transaction() as connection:
+                connection.execute("INSERT OR REPLACE INTO meta VALUES ('sample', ?)", (hour_of(parcel),))
+            stored.append(hour_of(parcel))
+
+        beat = threading.Thread(target=write, daemon=True)
+        beat.start()
+        beat.join(30)
+
+    on.behave(store_a_sample)
+    on.shipper.run_once()
+    assert stored == [0, 1, 2]
