@@ -83,6 +83,18 @@ def test_samples_in_any_order() -> None:
     assert one.take() is None, "older than the newest that was seen"
 
 
+def test_a_driver_that_keeps_order_is_taken_at_its_word_with_the_same_result() -> None:
+    driver = Driver([(T0 + number, number) for number in range(1, 31)])
+    one = drain(driver)
+    assert one.take() == (15.5, 1.0, 30.0, 30)
+    driver.samples += [(T0 + 31, 40), (T0 + 32, 60)]
+    assert one.take() == (50.0, 40.0, 60.0, 2)
+    driver.strict = False
+    driver.samples.append((T0 + 33, 7))
+    assert one.take() == (7.0, 7.0, 7.0, 1)
+    assert one.take() is None
+
+
 def test_what_was_before_us_is_left_out() -> None:
     driver = Driver([(T0 - 2, 90), (T0 - 1, 80), (T0 + 1, 10)])
     assert drain(driver).take() == (10.0, 10.0, 10.0, 1)

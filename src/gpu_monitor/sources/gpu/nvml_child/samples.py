@@ -14,6 +14,7 @@ _DOUBLE, _UINT, _ULONG, _ULONGLONG = 0, 1, 2, 3  # nvmlValueType_t
 _SECOND_OF_2001 = 10**15
 """Stamps below this (µs) do not count from 1970."""
 _LARGEST = 65536
+_ENOUGH = 10
 
 Drained = tuple[float, float, float, int]
 """Mean, lowest, highest, how many."""
@@ -48,6 +49,10 @@ class Buffer:
         view, first, step = found
         return view[first : first + step * count : step].tolist()
 
+    def stamps_of(self, count: int) -> list[int]:
+        """When the first `count` samples were taken, in microseconds."""
+        return self.stamps[0 : 2 * count : 2].tolist()
+
 
 class Drain:
     """One kind of samples of one device, each handed over once.
@@ -56,7 +61,18 @@ class Drain:
     belong to nobody here.
     """
 
-    __slots__ = ("_buffer", "_function", "_handle", "_kind", "_scale", "_seen", "floor", "metric", "reason")
+    __slots__ = (
+        "_buffer",
+        "_is_ordered",
+        "_function",
+        "_handle",
+        "_kind",
+        "_scale",
+        "_seen",
+        "floor",
+        "metric",
+        "reason",
+    )
 
     def __init__(
         self,
@@ -71,6 +87,7 @@ class Drain:
         self._function = library.find("nvmlDeviceGetSamples")
         self._handle, self._buffer, self._kind, self._scale = handle, buffer, kind, scale
         self._seen, self.floor = ctypes.c_uint64(0), since
+        self._is_ordered = False
         self.metric = metric
         self.reason = "unsupported" if self._function is None else None
 
@@ -88,13 +105,20 @@ class Drain:
         values = buffer.values(count)
         if not count or not values:
             return None
-        stamps = buffer.stamps[0 : 2 * count : 2].tolist()
-        newest, floor = max(stamps), self.floor
-        self._seen.value = self.floor = newest
+        if self._is_ordered:
+            oldest, newest = buffer.stamps[0], buffer.stamps[2 * count - 2]
+        else:
+            stamps = buffer.stamps_of(count)
+            oldest, newest = min(stamps), max(stamps)
+            # A driver that gave a good many in order does so always; three might be chance.
+            self._is_ordered = count >= _ENOUGH and stamps == sorted(stamps)
+        floor, self.floor = self.floor, newest
+        self._seen.value = newest
         if newest < _SECOND_OF_2001 and floor >= _SECOND_OF_2001:
             return None  # stamps of another clock cannot be told from what came before us
-        if min(stamps) <= floor:
-            values = [value for stamp, value in zip(stamps, values, strict=True) if stamp > floor]
+        if oldest <= floor:
+            together = zip(buffer.stamps_of(count), values, strict=True)
+            values = [value for stamp, value in together if stamp > floor]
             if not values:
                 return None
         scale, count = self._scale, len(values)
