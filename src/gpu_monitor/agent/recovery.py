@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from gpu_monitor.agent.beat import STEP_SECONDS
 from gpu_monitor.agent.collect import Absence
-from gpu_monitor.agent.store import LOCAL_NODE, Store
+from gpu_monitor.agent.store import LOCAL_NODE, Store, mark_dirty
 from gpu_monitor.core.clock import Clock
 from gpu_monitor.core.model import Event
 from gpu_monitor.core.times import format_duration
@@ -102,7 +102,7 @@ def begin_run(
         connection.execute(
             "UPDATE runs SET ended = ?, ended_how = 'killed' WHERE ended_how IS NULL", (data_end,)
         )
-        store.add_absences(connection, gaps)
+        store.add_absences(connection, _extended(connection, store, gaps))
         started = Event(
             now, "agent_started", f"agent {version} started ({describe})", "info", detail={"pid": pid}
         )
@@ -114,6 +114,25 @@ def begin_run(
         # From here on the hole is on record; a kill before the first row must not put it there twice.
         connection.execute("INSERT OR REPLACE INTO meta VALUES ('data_end', ?)", (max(now, data_end or now),))
     return int(cursor.lastrowid or 0)
+
+
+def _extended(connection: sqlite3.Connection, store: Store, gaps: list[Absence]) -> list[Absence]:
+    """The gaps to add: one that goes on where the last one of the same cause ended makes that longer instead.
+
+    So a start that was killed before its first row leaves one hole, not two that meet within a minute.
+    """
+    if not gaps or gaps[0].end is None:
+        return gaps
+    first = gaps[0]
+    count = connection.execute(
+        'UPDATE gaps SET "end" = ? WHERE id = (SELECT id FROM gaps WHERE node = ? AND uid IS NULL AND "end" = ?'
+        " AND cause = ? ORDER BY id DESC LIMIT 1)",
+        (first.end, LOCAL_NODE, first.start, first.cause),
+    ).rowcount
+    if not count:
+        return gaps
+    mark_dirty(connection, LOCAL_NODE, store.plan, first.start, gaps[0].end)
+    return gaps[1:]
 
 
 def _last_run(connection: sqlite3.Connection, suspended: float) -> tuple[LastRun | None, float]:

@@ -234,7 +234,8 @@ class _Gpu:
                     start_ticks=int(begun * 100),
                     boot_id=_uuid(self._seed, "boot")[4:],
                     ns_pid=1 if is_serving else pid,
-                    user=job.user,
+                    # A lasting job is one process of one user, whichever of the week's days is asked first.
+                    user=f"user{1 + int(draw(*key, 'user') * 6)}" if job.is_lasting else job.user,
                     command="python3",
                     container=container,
                     job=str(100_000 + int(draw(*key, "slurm") * 800_000)) if is_batch else None,
