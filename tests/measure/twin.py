@@ -93,8 +93,8 @@ def check_rows(store: Path, twin: Path, start: int, end: int) -> list[str]:
     for key, (seconds, values) in found.items():
         if seconds > WHOLE:
             wrong.append(f"{key} covers {seconds / 10} s")
-        if start <= key[0] < end and seconds == WHOLE and expected.get(key, (0, ()))[1] != values:
-            wrong.append(f"{key} differs from the twin's: {values} is not {expected.get(key)}")
+        if start <= key[0] < end and seconds == WHOLE and key in expected and expected[key][1] != values:
+            wrong.append(f"{key} differs from the twin's: {values} is not {expected[key][1]}")
     return _shown(wrong)
 
 
@@ -189,7 +189,8 @@ def check_ledger(store: Path, start: int, end: int) -> list[str]:
             "SELECT report, sum(verdict = 'acknowledged'), max(CASE WHEN verdict = 'acknowledged' THEN number END)"
             " = max(number) FROM attempts GROUP BY report"
         ):
-            state = connection.execute("SELECT state FROM reports WHERE id = ?", (report,)).fetchone()[0]
+            row = connection.execute("SELECT state FROM reports WHERE id = ?", (report,)).fetchone()
+            state = "gone" if row is None else row[0]
             if acknowledged > 1 or (acknowledged and not last):
                 wrong.append(f"report {report} was sent again after it was acknowledged")
             if (state == "sent") != bool(acknowledged):
