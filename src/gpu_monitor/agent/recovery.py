@@ -19,10 +19,12 @@ _SLEPT_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Machine:
-    """Which boot this is. `boot_time` in UTC epoch seconds; None where the system does not tell."""
+    """Which machine and boot this is. `boot_time` in UTC epoch seconds; None where the system does not tell."""
 
     boot_id: str | None
     boot_time: float | None
+    hostname: str | None = None
+    os: str | None = None
 
 
 @dataclass(frozen=True)
@@ -107,12 +109,30 @@ def begin_run(
             now, "agent_started", f"agent {version} started ({describe})", "info", detail={"pid": pid}
         )
         store.add_events(connection, [*events, started])
-        cursor = connection.execute(
-            "INSERT INTO runs (started, pid, boot_id, version, interval_seconds, suspended) VALUES (?, ?, ?, ?, ?, ?)",
-            (now, pid, machine.boot_id, version, interval, clock.suspended()),
+        run = insert_run(
+            connection, machine, now, interval=interval, pid=pid, version=version, suspended=clock.suspended()
         )
         # From here on the hole is on record; a kill before the first row must not put it there twice.
         connection.execute("INSERT OR REPLACE INTO meta VALUES ('data_end', ?)", (max(now, data_end or now),))
+    return run
+
+
+def insert_run(
+    connection: sqlite3.Connection,
+    machine: Machine,
+    began: float,
+    *,
+    interval: int,
+    pid: int,
+    version: str,
+    suspended: float,
+) -> int:
+    """Put a run on record; returns its number."""
+    cursor = connection.execute(
+        "INSERT INTO runs (started, pid, boot_id, version, interval_seconds, suspended, hostname, os)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        (began, pid, machine.boot_id, version, interval, suspended, machine.hostname, machine.os),
+    )
     return int(cursor.lastrowid or 0)
 
 

@@ -12,7 +12,7 @@ from gpu_monitor import __version__
 from gpu_monitor.agent.beat import Beat, Hooks, Pace
 from gpu_monitor.agent.changes import ChangeWatch, known_states
 from gpu_monitor.agent.collect import Absence, Collection
-from gpu_monitor.agent.recovery import Machine, begin_run, end_run
+from gpu_monitor.agent.recovery import Machine, begin_run, end_run, insert_run
 from gpu_monitor.agent.retain import Retention
 from gpu_monitor.agent.rollup import Rollup
 from gpu_monitor.agent.schedule import Job, Schedule
@@ -140,19 +140,10 @@ class Agent:
                 connection.execute(
                     "UPDATE runs SET ended = ?, ended_how = 'reloaded' WHERE id = ?", (at, self._run)
                 )
-                cursor = connection.execute(
-                    "INSERT INTO runs (started, pid, boot_id, version, interval_seconds, suspended)"
-                    " VALUES (?, ?, ?, ?, ?, ?)",
-                    (
-                        at,
-                        os.getpid(),
-                        parts.machine.boot_id,
-                        __version__,
-                        pace.interval,
-                        parts.clock.suspended(),
-                    ),
-                )
-                self._run = int(cursor.lastrowid or 0)
+                self._run = insert_run(
+                    connection, parts.machine, at,
+                    interval=pace.interval, pid=os.getpid(), version=__version__, suspended=parts.clock.suspended(),
+                )  # fmt: skip
         except StorageError as error:
             self._say_trouble(error)
 
@@ -253,10 +244,9 @@ class Agent:
         if newest is not None:
             self._stored_until = newest
         if self._trouble is not None:
-            what = f"{lost} rows were lost" if lost else "nothing was lost"
-            _LOG.warning(
-                "the store can be written again: %d interval(s) that waited are stored, %s", waiting, what
-            )
+            _LOG.warning("the store can be written again: %d interval(s) that waited are stored", waiting)
+        if lost:
+            _LOG.error("%d rows were lost while the store could not be written; they are gaps now", lost)
         self._trouble, self._overflows = None, False
         self._parts.ballast(True)
 

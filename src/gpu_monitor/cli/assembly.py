@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import logging
 import os
+import platform
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -159,7 +160,7 @@ def _build(
     store = Store(writer, keep_plan(writer, settings.collection.aggregation_interval_hours, clock.now()))
     retention = Retention(writer, _limits(settings))
     current = [loaded]
-    ship = _shipper(args, current, writer, clock, stop, stack)
+    shipper = _shipper(args, current, writer, clock, stop, stack)
     ballast = Ballast(loaded.store, settings.database.ballast_mb)
     ballast.lay()
     notifier = Notifier.from_environment(service_environment(), os.getpid())
@@ -169,7 +170,7 @@ def _build(
     parts = Parts(
         store=store, read=_reading(SourceRunner(chosen.source).read, current), host=host, processes=lookup,
         rollup=Rollup(writer, refresh, store.rolled_up), retention=retention,
-        ship=ship, clock=clock, machine=Machine(boot_id(), boot_time()),
+        ship=shipper.run_once if shipper is not None else None, clock=clock, machine=_machine(),
         queue=Queue(settings.database.queue_intervals),
         ballast=lambda down: ballast.lay() if down else ballast.give_up(),
         xids=xids, watchdog=notifier.watchdog, ready=lambda: _say_ready(notifier, chosen.describe),
@@ -180,6 +181,8 @@ def _build(
         if (fresh.settings.server.url is None) != (current[0].settings.server.url is None):
             _LOG.warning("server.url was set or removed: restart the agent to begin or end sending")
         current[0] = fresh
+        if shipper is not None and fresh.settings.server.url is not None:
+            shipper.change(_ledger(writer, current), _sink_factory(current, stop))
         retention.limits = _limits(fresh.settings)
         store.plan = keep_plan(writer, fresh.settings.collection.aggregation_interval_hours, clock.now())
 
@@ -196,6 +199,10 @@ def _reading(read: Callable[[float, Span], Round], current: list[Loaded]) -> Cal
         return replace(found, devices=tuple(replace(device, processes=None) for device in found.devices))
 
     return read_allowed
+
+
+def _machine() -> Machine:
+    return Machine(boot_id(), boot_time(), socket.gethostname(), platform.platform(terse=True))
 
 
 def _machine_readers(loaded: Loaded) -> tuple[HostSource | None, ProcessLookup | None]:
@@ -227,23 +234,30 @@ def _shipper(
     clock: Clock,
     stop: threading.Event,
     stack: contextlib.ExitStack,
-) -> Callable[[], float] | None:
+) -> Shipper | None:
     """What ships the ledger, None where nothing is to be sent. `current` holds the settings in force."""
-    server = current[0].settings.server
-    if args.offline or server.url is None:
+    if args.offline or current[0].settings.server.url is None:
         return None
+    shipper = Shipper(writer, _ledger(writer, current), _sink_factory(current, stop), clock, stop)
+    stack.callback(shipper.close)
+    return shipper
+
+
+def _ledger(writer: Writer, current: list[Loaded]) -> Ledger:
+    server = current[0].settings.server
+    return Ledger(writer, str(server.contract_number), server.spread_seconds)
+
+
+def _sink_factory(current: list[Loaded], stop: threading.Event) -> Callable[[], HttpSink]:
+    """Makes a sink for the settings in force at that time."""
 
     def open_sink() -> HttpSink:
-        loaded = current[0]
-        server = loaded.settings.server
-        ca_file = loaded.resolve(server.ca_file) if server.ca_file else None
+        server = current[0].settings.server
+        ca_file = current[0].resolve(server.ca_file) if server.ca_file else None
         target = Target(server.url or "", str(server.contract_number), ca_file, server.timeout_seconds)
         return HttpSink(target, lambda: read_token(current[0]), stop)
 
-    ledger = Ledger(writer, str(server.contract_number), server.spread_seconds)
-    shipper = Shipper(writer, ledger, open_sink, clock, stop)
-    stack.callback(shipper.close)
-    return shipper.run_once
+    return open_sink
 
 
 def name_node(writer: Writer, name: str) -> None:
