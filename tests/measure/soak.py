@@ -24,7 +24,10 @@ from tests.measure.bed import PROGRAM, compile_program, configure, environment, 
 START = 1_710_892_800  # 2024-03-20T00:00:00Z
 CONTRACT = "12345"
 _LONGEST_LIFE = 2.4
-"""Seconds; a start takes half of one, so some kills come before the first row, and some hours after it."""
+"""Seconds; a start takes half of one, so some kills come before the first row, and some half an hour after it."""
+_SPARED = 0.08
+"""Share of lives that last this much longer, so that some hours are whole."""
+_SPARED_SECONDS = 5.0
 _FINISH_SECONDS = 240.0
 _TWIN_SPEED = "3000"
 """Faster, a pause of milliseconds in the machine would look like minutes in which the agent did not run."""
@@ -101,7 +104,10 @@ def kill_again_and_again(folder: Path, plan: Plan, config: Path, server: ServerP
     for number in range(1, plan.kills + 1):
         moods.change()
         with running(folder, plan.words(config)) as process:
-            _live(process, chance.uniform(0.05, _LONGEST_LIFE), folder, moods, chance)
+            seconds = chance.uniform(0.05, _LONGEST_LIFE) + (
+                _SPARED_SECONDS if chance.random() < _SPARED else 0.0
+            )
+            _live(process, seconds, folder, moods, chance)
             process.kill()
             process.wait()
         if number % 10 == 0:
@@ -215,9 +221,10 @@ def summary(store: Path, server: ServerProcess, end: int) -> list[str]:
     verdicts = query(store, "SELECT verdict, count(*) FROM attempts GROUP BY verdict ORDER BY 2 DESC")
     revisions = query(store, "SELECT count(*), count(DISTINCT period), max(revision) FROM reports")[0]
     received = server.received()
+    hours = query(store, "SELECT sum(coverage = 1.0), count(*) FROM aggregates")[0]
     return [
         f"simulated: {(end - START) / 3600:.0f} h of {uids} GPUs; {whole} of {every} minutes whole, "
-        f"{len(rows) - whole} cut, {len(gaps)} gaps",
+        f"{len(rows) - whole} cut, {len(gaps)} gaps; {hours[0]} of {hours[1]} hours whole",
         f"reports: {revisions[1]} hours, {revisions[0]} revisions (at most {revisions[2]} of one hour)",
         "attempts: " + ", ".join(f"{count} {verdict}" for verdict, count in verdicts),
         f"the server saw {len(received)} requests, {sum(1 for one in received if one.status != 200)} not answered with 200",
