@@ -62,12 +62,14 @@ class Ballast:
 
     def give_up(self) -> bool:
         """Remove it; True if that gave room."""
-        was_there = self.path.exists()
         self._is_down = False
+        try:
+            size = self.path.stat().st_size
+        except OSError:
+            return False
         self._remove()
-        if was_there:
-            _LOG.warning("gave up %s: %d MiB for the store to recover with", self.path, self._bytes >> 20)
-        return was_there
+        _LOG.warning("gave up %s: %d MiB for the store to recover with", self.path, size >> 20)
+        return True
 
     def _remove(self) -> None:
         with contextlib.suppress(OSError):

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from gpu_monitor.core.clock import Clock, SystemClock
 from gpu_monitor.core.errors import StorageCorrupt, StorageError, StorageFull
+from gpu_monitor.storage.ballast import Ballast
 from gpu_monitor.storage.database import Reader, Writer, refuse_unwritable
 from gpu_monitor.storage.files import looks_like, note_path, wal_path
 from gpu_monitor.storage.locks import FileLock, lock_path
@@ -45,6 +46,26 @@ def open_store(
     Only for the holder of the agent lock. A foreign file and a newer schema are refused untouched.
     """
     clock = clock or SystemClock()
+    try:
+        return _opened(path, clock, page_limit, look_seconds)
+    except StorageFull:
+        if not Ballast(path, 0).give_up():
+            raise
+        return _opened(path, clock, page_limit, look_seconds)
+
+
+def _opened(path: Path, clock: Clock, page_limit: int | None, look_seconds: float) -> Writer:
+    writer = _sound(path, clock, page_limit, look_seconds)
+    try:
+        writer.set_meta("opened", clock.now())  # a full disk shows here, while something can be done about it
+    except BaseException:
+        writer.close()
+        raise
+    return writer
+
+
+def _sound(path: Path, clock: Clock, page_limit: int | None, look_seconds: float) -> Writer:
+    """The writer of a store that was looked over, or made anew from one that was damaged."""
     _go_on(path, clock)
     try:
         refuse_unwritable(path)
