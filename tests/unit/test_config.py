@@ -57,6 +57,20 @@ def test_all_keys_are_optional() -> None:
         ('{"server": {"url": "https://x/y"}}', ["contract_number"]),
         ('{"a": 1, "a": 2}', ["given twice"]),
         ('{"database": {"raw_days": 400}}', ["raw_days", "aggregate_days"]),
+        ('{"collection": {"reading_seconds": NaN}}', ["not a configuration"]),
+        ('{"node": {"name": "\\ud800"}}', ["not a configuration"]),
+        ("[" * 200_000, ["not"]),
+        ('{"database": {"raw_days": ' + "9" * 5000 + "}}", ["not a configuration"]),
+        ('{"database": {"file": "a\\u0000b.db"}}', ["database.file", "cannot be printed"]),
+        ('{"server": {"url": "http://[::1/api", "contract_number": 1}}', ["server.url", "no address"]),
+        (
+            '{"server": {"url": "http://127.0.0.1:99999/", "contract_number": 1}}',
+            ["server.url", "no address"],
+        ),
+        (
+            '{"server": {"url": "http://x/", "contract_number": "1\\r\\nX: 1"}}',
+            ["contract_number", "cannot be printed"],
+        ),
         ("{,}", ["line 1, column 2", "not JSON"]),
         ("[]", ["object"]),
         ("", ["not JSON"]),
@@ -68,6 +82,21 @@ def test_refusals_name_path_line_and_the_nearest_name(text: str, parts: list[str
     for part in parts:
         assert part in message
     assert "hunter2" not in message
+
+
+def test_a_file_that_cannot_be_a_configuration_is_refused_at_once(tmp_path: Path) -> None:
+    (tmp_path / "big.json").write_text('{"a": "' + "x" * 2_000_000 + '"}')
+    with pytest.raises(ConfigError, match="larger than"):
+        load("big.json", working=tmp_path)
+    with pytest.raises(ConfigError, match="not a file"):
+        load(".", working=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["s.db", "s.db-wal", "./s.db.lock"])
+def test_a_log_is_not_written_into_the_store(tmp_path: Path, name: str) -> None:
+    (tmp_path / "c.json").write_text(json.dumps({"database": {"file": "s.db"}, "logging": {"file": name}}))
+    with pytest.raises(ConfigError, match="file of its own"):
+        load("c.json", working=tmp_path)
 
 
 def test_example_and_table_come_from_the_code() -> None:

@@ -37,7 +37,7 @@ class Repeats(logging.Filter):
         """Whether the record is to be written."""
         if record.levelno < logging.WARNING:
             return True
-        key = (record.name, record.levelno, str(record.msg))
+        key = (record.name, record.levelno, record.getMessage())
         now = self._clock.monotonic()
         first, count = self._seen.get(key, (now, -1))
         if count >= 0 and now - first < _REPEAT_SECONDS:

@@ -135,6 +135,8 @@ def _is_question(args: argparse.Namespace) -> bool:
 
 def entry() -> None:
     """The console script: like `main`, quiet when the reader of a pipe goes away, clear when stdout is full."""
+    if sys.stdout is None:  # started with stdout closed: results have nowhere to go, the agent needs none
+        sys.stdout = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
     try:
         code = main()
         sys.stdout.flush()

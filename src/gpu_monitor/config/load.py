@@ -11,6 +11,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args, get_origin, get_type_hints
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -19,6 +20,11 @@ from gpu_monitor.config.position import Positions, find_positions
 from gpu_monitor.core.errors import ConfigError
 
 FILE_NAME = "config.json"
+_SHOWS_ALL = "config.example.json shows every key with its default."
+_LARGEST = 1_000_000
+"""Bytes of a configuration file; one with every key takes under 2,000."""
+_COMPANIONS = ("", "-wal", "-shm", ".lock", ".agent", ".ballast", ".node.json")
+"""What lies beside a store and is named after it."""
 SYSTEM_FILE = Path("/etc/gpu_monitor/config.json")
 
 
@@ -104,6 +110,11 @@ def _explain(error: msgspec.ValidationError, positions: Positions, path: Path) -
     return ConfigError(f"{place}: {message}", hint)
 
 
+def _short(error: Exception) -> str:
+    """One short line of an error's text."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
 def _in_words(what: str) -> str:
     """msgspec's message, with what a person is to write in place of a pattern."""
     if "matching regex" in what:
@@ -115,7 +126,7 @@ def _example(key: str) -> str:
     section, _, name = key.partition(".")
     kind = SECTIONS.get(section)
     if kind is None or name not in kind.__struct_fields__:
-        return "config.example.json shows every key with its default."
+        return _SHOWS_ALL
     default = json.dumps(getattr(kind(), name))
     choices = _choices(get_type_hints(kind)[name])
     allowed = f"Allowed: {', '.join(json.dumps(choice) for choice in choices)}. " if choices else ""
@@ -136,6 +147,8 @@ def parse(text: str, path: Path) -> Settings:
             f"{path}, line {error.lineno}, column {error.colno}: not JSON: {error.msg}",
             "JSON wants double quotes, no comments, and no comma after the last entry.",
         ) from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: not a configuration: {_short(error)}", _SHOWS_ALL) from error
     positions = find_positions(text)
     if positions.twice:
         key, line = positions.twice[0]
@@ -144,6 +157,8 @@ def parse(text: str, path: Path) -> Settings:
         settings = msgspec.json.decode(text, type=Settings)
     except msgspec.ValidationError as error:
         raise _explain(error, positions, path) from error
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: not a configuration: {_short(error)}", _SHOWS_ALL) from error
     _check(settings, positions, path)
     return settings
 
@@ -157,10 +172,21 @@ def _check(settings: Settings, positions: Positions, path: Path) -> None:
         raise ConfigError(f"{place}: {key}: {message}", hint)
 
     server = settings.server
-    if server.url is not None and "@" in server.url.split("//", 1)[1].split("/", 1)[0]:
-        refuse("server.url", "holds a user or password", "Put the secret into server.token_file.")
-    if server.url is not None and server.contract_number in (None, ""):
-        refuse("server.url", "needs server.contract_number beside it", "The number stands in your contract.")
+    for key, name in (
+        ("database.file", settings.database.file), ("logging.file", settings.logging.file),
+        ("server.token_file", server.token_file), ("server.ca_file", server.ca_file),
+        ("node.name", settings.node.name), ("server.contract_number", server.contract_number),
+    ):  # fmt: skip
+        if isinstance(name, str) and not name.isprintable():
+            refuse(key, "holds a character that cannot be printed", "Write it anew by hand.")
+    if server.url is not None:
+        problem = _url_problem(server.url)
+        if problem is not None:
+            refuse("server.url", *problem)
+        if server.contract_number in (None, ""):
+            refuse(
+                "server.url", "needs server.contract_number beside it", "The number stands in your contract."
+            )
     if settings.database.raw_days > settings.database.aggregate_days:
         refuse(
             "database.raw_days",
@@ -169,10 +195,40 @@ def _check(settings: Settings, positions: Positions, path: Path) -> None:
         )
 
 
+def _url_problem(url: str) -> tuple[str, str] | None:
+    """What is wrong with an address and what to do; None where nothing is."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        return f"is no address: {_short(error)}", "Write https://host:port/path."
+    if "@" in parts.netloc:
+        return "holds a user or password", "Put the secret into server.token_file."
+    if not parts.hostname or port == 0:
+        return "names no host, or port 0", "Write https://host:port/path."
+    return None
+
+
+def _refuse_clash(loaded: Loaded) -> Loaded:
+    """ConfigError where the log would be written into the store or a file beside it."""
+    name = loaded.settings.logging.file
+    if name is not None:
+        log, store = loaded.resolve(name).resolve(), loaded.store.resolve()
+        if log in {store.with_name(store.name + end) for end in _COMPANIONS}:
+            raise ConfigError(
+                f"logging.file {log} is the store or one of its files", "Give the log a file of its own."
+            )
+    return loaded
+
+
 def read_file(path: Path) -> Settings:
     """The settings of one file; ConfigError where it cannot be read."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        if path.exists() and not path.is_file():
+            raise ConfigError(f"{path} is not a file", "Give the path of a JSON file.")
+        with path.open("rb") as file:
+            data = file.read(_LARGEST + 1)
+        text = data.decode("utf-8-sig")
     except FileNotFoundError:
         raise ConfigError(
             f"there is no configuration file {path}", "Copy config.example.json there, or leave --config out."
@@ -181,6 +237,8 @@ def read_file(path: Path) -> Settings:
         raise ConfigError(
             f"cannot read {path}: {error}", "It must be UTF-8 text that this user may read."
         ) from error
+    if len(data) > _LARGEST:
+        raise ConfigError(f"{path} is larger than {_LARGEST} bytes: no configuration of ours", _SHOWS_ALL)
     return parse(text, path)
 
 
@@ -190,10 +248,10 @@ def load(named: str | None = None, working: Path | None = None) -> Loaded:
     base = state_directory(here)
     if named is not None:
         path = here / Path(named).expanduser()
-        return Loaded(read_file(path), path, base)
+        return _refuse_clash(Loaded(read_file(path), path, base))
     for path in search_path(here):
         if path.is_file():
-            return Loaded(read_file(path), path, base)
+            return _refuse_clash(Loaded(read_file(path), path, base))
     return Loaded(Settings(), None, base)
 
 

@@ -41,7 +41,7 @@ def translated(error: sqlite3.Error, path: Path) -> StorageError:
     code = _code(error)
     if code == _FULL:
         return StorageFull(
-            f"no room to write {path}: {error}", "Free space on that disk; sampling goes on in memory."
+            f"no room to write {path}: {error}", "Free space on that disk; an agent that runs goes on in memory."
         )
     if code == _IOERR:
         # A quota that is used up looks like this too, so it is treated as a full disk: giving up the ballast may help.

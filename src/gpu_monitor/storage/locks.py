@@ -15,7 +15,7 @@ import threading
 from pathlib import Path
 
 from gpu_monitor.core.clock import Clock, SystemClock
-from gpu_monitor.core.errors import StorageBusy, StorageError, StorageFull
+from gpu_monitor.core.errors import StorageBusy, StorageError, StorageFull, StorageFull
 
 if sys.platform == "win32":
     import msvcrt
@@ -147,12 +147,17 @@ class FileLock:
             self._handle = None
 
     def write_text(self, text: str) -> None:
-        """Replace the text inside the file (for people and error messages; it decides nothing)."""
+        """Replace the text inside the file (for people and error messages); StorageFull where it has no room."""
         handle = self._open()
         data = text.encode()
-        os.lseek(handle, 0, os.SEEK_SET)
-        os.write(handle, data)
-        os.ftruncate(handle, len(data))
+        try:
+            os.lseek(handle, 0, os.SEEK_SET)
+            os.write(handle, data)
+            os.ftruncate(handle, len(data))
+        except OSError as error:
+            raise StorageFull(
+                f"cannot write {self.path}: {error.strerror}", "Free space on that disk, then start again."
+            ) from error
 
 
 def lock_path(store: Path) -> Path:
