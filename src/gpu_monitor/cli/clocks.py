@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from pathlib import Path
 
 from gpu_monitor.core.clock import Clock, FastClock, SystemClock
 from gpu_monitor.core.errors import UsageError
-from gpu_monitor.core.times import parse_moment
+from gpu_monitor.core.times import format_time, parse_moment
 
+_LOG = logging.getLogger("agent")
 _DEFAULT_BACK = 86400.0
 """A sped-up simulation begins a day ago and runs up to the present."""
 
@@ -41,6 +43,11 @@ def choose_clock(args: argparse.Namespace, played: bool, store: Path, data_end: 
         )
     real = SystemClock().now()
     if data_end is not None and data_end < real and (args.speed > 1 or args.start):
+        if args.start:
+            _LOG.warning(
+                "the store has rows up to %s: going on from there, --start is not taken",
+                format_time(int(data_end)),
+            )
         written = max(
             file.stat().st_mtime for file in (store, store.with_name(store.name + "-wal")) if file.exists()
         )

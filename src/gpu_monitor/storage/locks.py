@@ -15,7 +15,7 @@ import threading
 from pathlib import Path
 
 from gpu_monitor.core.clock import Clock, SystemClock
-from gpu_monitor.core.errors import StorageBusy, StorageError, StorageFull, StorageFull
+from gpu_monitor.core.errors import StorageBusy, StorageError, StorageFull
 
 if sys.platform == "win32":
     import msvcrt
