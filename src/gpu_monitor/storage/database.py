@@ -33,13 +33,21 @@ class Writer:
     a second process (an import beside the agent) takes its turns between them.
     """
 
-    def __init__(self, path: Path, *, page_limit: int | None = None, cache_kib: int = 512) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        page_limit: int | None = None,
+        cache_kib: int = 512,
+        busy_seconds: float = _BUSY_SECONDS,
+    ) -> None:
         self.path = path
         self._turn = Turn()
         self._lock = FileLock(lock_path(path))
         self._depth = 0
         self._page_limit = page_limit
         self._cache_kib = cache_kib
+        self._busy_seconds = busy_seconds
         refuse_unwritable(path)
         self._open()
 
@@ -48,7 +56,7 @@ class Writer:
         self._lock.acquire(_LOCK_SECONDS)
         try:
             connection = sqlite3.connect(
-                self.path, isolation_level=None, check_same_thread=False, timeout=_BUSY_SECONDS
+                self.path, isolation_level=None, check_same_thread=False, timeout=self._busy_seconds
             )
             try:
                 _prepare(connection, self.path, self._page_limit, self._cache_kib)

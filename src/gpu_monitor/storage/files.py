@@ -23,7 +23,7 @@ _WAL_HEADER = 32
 # SQLite's primary result codes (sqlite.org/rescode.html); Python gives them from 3.11 on.
 _BUSY, _LOCKED, _IOERR, _CORRUPT, _FULL, _PROTOCOL, _NOTADB = 5, 6, 10, 11, 13, 15, 26
 _WORDS = (
-    ("disk i/o", _IOERR), ("malformed", _CORRUPT), ("not a database", _NOTADB), ("full", _FULL),
+    ("disk i/o", _IOERR), ("malformed", _CORRUPT), ("not a database", _NOTADB), ("is full", _FULL),
     ("locking protocol", _PROTOCOL), ("locked", _BUSY), ("busy", _BUSY),
 )  # fmt: skip
 
@@ -41,7 +41,8 @@ def translated(error: sqlite3.Error, path: Path) -> StorageError:
     code = _code(error)
     if code == _FULL:
         return StorageFull(
-            f"no room to write {path}: {error}", "Free space on that disk; an agent that runs goes on in memory."
+            f"no room to write {path}: {error}",
+            "Free space on that disk; an agent that runs goes on in memory.",
         )
     if code == _IOERR:
         # A quota that is used up looks like this too, so it is treated as a full disk: giving up the ballast may help.
