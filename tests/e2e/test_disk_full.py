@@ -171,8 +171,9 @@ def test_nothing_is_lost_when_the_disk_is_full_for_a_while(tmp_path: Path) -> No
     assert console.count("wait in memory") >= 1
     assert "the store can be written again" in console
     assert "gave up" in console
-    # One line when it begins, one when it ends, however many intervals waited.
-    assert console.count("wait in memory") == console.count("the store can be written again")
+    # Said when it begins and when it ends: with the ballast's room and again without, not for each interval.
+    assert console.count("wait in memory") <= 3
+    assert console.count("the store can be written again") <= 3
 
 
 @on_small_disk
