@@ -5,9 +5,8 @@ from __future__ import annotations
 import base64
 import gzip
 import hashlib
-import logging
-import re
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,14 +18,14 @@ from gpu_monitor.core.errors import ConfigError
 from gpu_monitor.core.outcome import Outcome, Parcel, Room, Verdict
 from gpu_monitor.sinks.exchange import Courier, Failure, Reply, Request
 from gpu_monitor.sinks.judge import acknowledge, judge, judge_failure, refuse, shown
+from gpu_monitor.sinks.secrets import mask_tokens, mask_word
 from gpu_monitor.wire.answer import Accepts, read_accepts, read_answers, read_object
 from gpu_monitor.wire.telemetry import BATCH_BYTES, BATCH_REPORTS, join
 
-_LOG = logging.getLogger("ship")
 _GREETING_SECONDS = 5.0
 """OPTIONS only tells what else the server takes; reports do not wait longer for it."""
-_LEAST_SECRET = 4
-"""A contract number of less would be found in every address and status, and hides nothing."""
+_TOKENS_KEPT = 4
+"""Of the tokens that were sent: an answer may name one that its file no longer holds."""
 _NOT_FOR_BATCHES = (400, 404, 405, 409, 410, 415, 422, 501)
 """Statuses of a whole batch that say nothing about its reports: they go out singly from then on."""
 
@@ -60,6 +59,7 @@ class HttpSink:
         self._is_gzip_refused = False
         self._is_greeted = False
         self._ca_seen: tuple[int, int] | None = None
+        self._sent_tokens: deque[str] = deque(maxlen=_TOKENS_KEPT)
 
     def room(self) -> Room:
         """One report, or as many as a batch may hold where the server takes batches."""
@@ -200,6 +200,8 @@ class HttpSink:
             **headers,
         }
         if token is not None:
+            if token not in self._sent_tokens:
+                self._sent_tokens.append(token)
             given["Authorization"] = f"Bearer {token}"
         return self._courier.carry(Request(method, url, given, body, verify), seconds)
 
@@ -221,17 +223,20 @@ class HttpSink:
         return str(path)
 
     def _scrubbed(self, outcome: Outcome) -> Outcome:
-        """`outcome` without token and contract number, whatever the server wrote into its answer."""
-        secrets = [self._target.contract_number]
-        try:
-            secrets.append(self._token() or "")
-        except ConfigError:
-            _LOG.debug("the token cannot be read, so none was sent")
-        pattern = "|".join(
-            rf"(?<!\w){re.escape(secret)}(?!\w)" for secret in secrets if len(secret) >= _LEAST_SECRET
+        """`outcome` without the tokens that were sent and the contract number, whatever the server answered."""
+        contract = self._target.contract_number
+
+        def clean(text: str | None, *, for_people: bool) -> str | None:
+            if text is None:
+                return None
+            masked = mask_tokens(text, self._sent_tokens)
+            return mask_word(masked, contract) if for_people else masked
+
+        return replace(
+            outcome,
+            error=clean(outcome.error, for_people=True),
+            note=clean(outcome.note, for_people=True),
+            # What the server calls things may hold the contract number; changed, nobody would find them again.
+            uid=clean(outcome.uid, for_people=False),
+            outcome=clean(outcome.outcome, for_people=False),
         )
-        clean = {
-            name: re.sub(pattern, "***", text) if text and pattern else text
-            for name, text in (("error", outcome.error), ("note", outcome.note))
-        }
-        return replace(outcome, **clean)  # type: ignore[arg-type]
