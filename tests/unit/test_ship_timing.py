@@ -403,3 +403,29 @@ def test_the_writer_is_free_while_something_is_sent(tmp_path: Path) -> None:
     on.behave(store_a_sample)
     on.shipper.run_once()
     assert stored == [0, 1, 2]
+
+
+def test_a_server_that_takes_every_other_report_is_told_once_an_hour(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "ship")
+    line = Line(tmp_path, lambda parcel: BROKEN if hour_of(parcel) % 2 == 0 else None, hours=6)
+    end = line.clock.monotonic() + HOUR / 2
+    while line.clock.monotonic() < end:
+        line.clock.advance(max(line.shipper.run_once(), 0.01))
+    assert len({hour for _, hour in line.log}) == 6
+    told = [one.getMessage().split(":")[0] for one in caplog.records if "deliver" in one.getMessage()]
+    assert told == ["cannot deliver", "reports are delivered again"]
+
+
+def test_each_rejected_report_has_a_line_with_its_period(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    refused = Outcome(Verdict.REJECTED, 400, error="HTTP 400: no such field")
+    line = Line(tmp_path, lambda parcel: refused, hours=3)
+    line.shipper.run_once()
+    told = [one.getMessage() for one in caplog.records if one.levelname == "ERROR"]
+    # FIRST is 2023-11-14T23:00:00Z.
+    starts = ["2023-11-14T23:00:00+00:00", "2023-11-15T00:00:00+00:00", "2023-11-15T01:00:00+00:00"]
+    assert [text.split(" was rejected")[0] for text in told] == [f"report of {start}" for start in starts]
+    assert all(text.endswith(f"gpu_monitor resend {start}") for text, start in zip(told, starts, strict=True))

@@ -21,6 +21,9 @@ _LOOK_SECONDS = 60.0
 _TURN_SECONDS = 60.0
 """While older reports are being worked off, the newest gets a turn this often."""
 _SHORTEST_PAUSE = 0.5
+_TOLD_SECONDS = 3660.0
+"""Failure and recovery are told in pairs, one an hour: a server that takes every other report would fill the
+log. A minute more than the hour for which a log holds back what it has said."""
 _WAIT_KEY = "ship_wait"
 RESEND_KEY = "resend_asked"
 """`meta` key that `resend` changes: whatever held the shipper back, it tries again now."""
@@ -53,6 +56,7 @@ class Shipper:
         self._newest_served = clock.monotonic()
         self._last_sent: float | None = None
         self._is_failing = False
+        self._failing_told: float | None = None
         self._fresh: tuple[Ledger, Callable[[], Sink]] | None = None
 
     def change(self, ledger: Ledger, sink_factory: Callable[[], Sink]) -> None:
@@ -211,11 +215,16 @@ class Shipper:
             )  # fmt: skip
         elif outcome.verdict in (Verdict.UNCOMPRESSED, Verdict.SPLIT, Verdict.INTERRUPTED):
             _LOG.debug("report of %s: %s", label, outcome.error)
-        elif not self._is_failing:
+        elif not self._is_failing and self._may_tell():
             self._is_failing = True
+            self._failing_told = self._clock.monotonic()
             _LOG.warning("cannot deliver: %s; reports are kept and tried again", outcome.error)
         else:
             _LOG.debug("report of %s: %s", label, outcome.error)
+
+    def _may_tell(self) -> bool:
+        told = self._failing_told
+        return told is None or self._clock.monotonic() - told >= _TOLD_SECONDS
 
     def _pause(self) -> float:
         """Seconds until something may be due; a minute at most."""
