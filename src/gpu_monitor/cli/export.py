@@ -25,6 +25,7 @@ from gpu_monitor.cli.options import Formatter, add_config, add_format, add_node,
 from gpu_monitor.cli.output import cell, note
 from gpu_monitor.core.clock import SystemClock
 from gpu_monitor.core.errors import EXIT_DONE, EXIT_NOTHING, GpuMonitorError, UsageError
+from gpu_monitor.core.terminal_text import escape_json
 from gpu_monitor.core.times import format_time, parse_moment
 from gpu_monitor.storage.database import Reader
 
@@ -242,7 +243,7 @@ def _csv_text(value: Any) -> str:
 
 
 def _json_text(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
+    return escape_json(json.dumps(value, ensure_ascii=False))
 
 
 def _json_label(name: str) -> str:

@@ -9,13 +9,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TextIO
 
 from gpu_monitor.agent.ask import Group
+from gpu_monitor.core.terminal_text import clean, escape_json
 from gpu_monitor.core.times import format_time
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def cell(value: Any) -> Any:
-    """One CSV cell: null is empty, lists are joined, a text that a spreadsheet would run gets a leading apostrophe."""
+    """One CSV cell: null is empty, lists are joined, control characters of a text become spaces.
+
+    A text that a spreadsheet would run gets a leading apostrophe.
+    """
     if value is None:
         return ""
     if isinstance(value, (list, tuple)):
@@ -23,8 +27,9 @@ def cell(value: Any) -> Any:
         return cell(";".join(str(one) for one in value) if flat else json.dumps(value, ensure_ascii=False))
     if isinstance(value, dict):
         return cell(json.dumps(value, ensure_ascii=False) if value else None)
-    if isinstance(value, str) and value.startswith(_FORMULA):
-        return "'" + value
+    if isinstance(value, str):
+        shown = clean(value)
+        return "'" + shown if value.startswith(_FORMULA) else shown
     return value
 
 
@@ -33,7 +38,7 @@ def _records_json(records: Iterable[Mapping[str, Any]], stream: TextIO) -> None:
     stream.write("[")
     separator = "\n"
     for record in records:
-        stream.write(separator + json.dumps(record, ensure_ascii=False))
+        stream.write(separator + escape_json(json.dumps(record, ensure_ascii=False)))
         separator = ",\n"
     stream.write("\n]\n" if separator == ",\n" else "]\n")
 
@@ -61,7 +66,7 @@ def groups_csv(groups: Iterable[Group], fields: Sequence[str], stream: TextIO, n
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]], stream: TextIO) -> None:
     """Aligned columns: numbers to the right, text to the left, null as a dash."""
-    shown = [["-" if value is None else str(value) for value in row] for row in rows]
+    shown = [["-" if value is None else clean(str(value)) for value in row] for row in rows]
     kinds = [all(_is_number(row[n]) for row in shown) for n in range(len(header))]
     widths = [max(len(header[n]), *(len(row[n]) for row in shown), 0) for n in range(len(header))]
     for line in [list(header), *shown]:

@@ -7,6 +7,7 @@ from enum import Enum
 from typing import NamedTuple
 
 from gpu_monitor.core.catalogue import BY_NAME, Reason
+from gpu_monitor.core.terminal_text import clean_name
 from gpu_monitor.sources.recorded.rows import RecordedValue
 
 
@@ -140,7 +141,7 @@ def _quantity(text: str, metric: str, dimension: Dimension, factor: float) -> Ce
 
 def _word(text: str, dimension: Dimension, bit: int) -> Cell:
     if dimension is Dimension.TEXT:
-        return Cell(text, None, True)
+        return Cell(clean_name(text), None, True)
     if dimension is Dimension.STATE:
         match = _STATE.match(text)
         return Cell(int(match[1]), None, True) if match and int(match[1]) <= 15 else _UNREADABLE

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from gpu_monitor.core.terminal_text import clean_name
 from gpu_monitor.sources.recorded.cells import Dimension, null_reason, parse_cell
 from gpu_monitor.sources.recorded.rows import RecordedDevice
 
@@ -32,7 +33,7 @@ def parse_uuid(text: str) -> str | None:
         if not text.split("-", 1)[-1].strip("0-") or not text.strip("0-"):
             return None
         return text if text[:1].isalpha() and text[:4].upper() in ("GPU-", "MIG-") else f"GPU-{text}"
-    if _NAMED_UID.match(text):
+    if text.isprintable() and _NAMED_UID.match(text):
         return text
     raise RowSkipped("the UUID is none")
 
@@ -44,7 +45,7 @@ def parse_index(text: str) -> int | None:
 
 
 def _text(cells: Mapping[str, str], part: str) -> str | None:
-    text = cells.get(part, "")
+    text = clean_name(cells.get(part, ""))
     return text if null_reason(text) is None and text.strip("0") else None
 
 
@@ -68,7 +69,7 @@ def device_of(
         elif _HEX_UUID.match(loose):
             uuid = uuid or parse_uuid(loose)
         else:
-            name = name or loose
+            name = name or clean_name(loose)
     total = parse_cell(cells.get("memory_total", ""), "memory_total", Dimension.BYTES, factor).value
     minor = cells.get("minor_number", "")
     return RecordedDevice(

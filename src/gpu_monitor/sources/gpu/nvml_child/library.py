@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from types import ModuleType
 
+from gpu_monitor.core.terminal_text import clean_name
 from gpu_monitor.sources.gpu.nvml_child import codes
 
 # The child does without typing, dataclasses and enum of its own: 2 MB that it would never use.
@@ -110,7 +111,7 @@ class Library:
         if code:
             check(code)
             return None
-        return buffer.value.decode("utf-8", "replace")
+        return clean_name(buffer.value.decode("utf-8", "replace"))
 
     def number(self, name: str, *args: object) -> int | None:
         """The unsigned int a function gives, None where it fails. Raises DriverGone, DeviceGone."""
