@@ -13,6 +13,7 @@ from gpu_monitor.agent.beat import Beat, Hooks, Pace
 from gpu_monitor.agent.changes import ChangeWatch, known_states
 from gpu_monitor.agent.collect import Absence, Collection
 from gpu_monitor.agent.recovery import Machine, begin_run, end_run, insert_run
+from gpu_monitor.agent.resume import Running, resume_run
 from gpu_monitor.agent.retain import Retention
 from gpu_monitor.agent.rollup import Rollup
 from gpu_monitor.agent.schedule import Job, Schedule
@@ -23,6 +24,7 @@ from gpu_monitor.core.clock import Clock
 from gpu_monitor.core.errors import StorageCorrupt, StorageError, StorageFull
 from gpu_monitor.core.model import Event, HostReading, Identity, Round, Span, Status
 from gpu_monitor.core.ports import HostSource, ProcessLookup
+from gpu_monitor.storage.orphan import keep_orphan
 from gpu_monitor.storage.salvage import find_damage, recover
 
 _LOG = logging.getLogger("agent")
@@ -51,6 +53,8 @@ class Parts:
     alive_seconds: float | None = None
     """How often `watchdog` is to be called at least; None: nobody watches."""
     ready: Callable[[], None] = lambda: None
+    settle: Callable[[], None] = lambda: None
+    """Writes what every start writes (node, identity, plan) into a store that was mended or is a new one."""
 
 
 class Agent:
@@ -62,6 +66,9 @@ class Agent:
         self._describe = describe
         self._pace = pace
         self._run = 0
+        self._first = self._began = 0.0
+        self._interval = pace.interval
+        self._lost = 0
         self._stored_until = 0.0
         self._trouble: str | None = None
         self._announced = False
@@ -82,10 +89,11 @@ class Agent:
         )
         self._beat = Beat(pace, hooks, parts.clock, stop)
 
-    def run(self, until: float | None = None) -> None:
-        """Collect until stopped, or until the clock says `until`."""
+    def run(self, until: float | None = None) -> str | None:
+        """Collect until stopped, or until the clock says `until`; what could not be stored, None: nothing."""
         parts = self._parts
         first = self._beat.first()
+        self._first = self._began = first
         try:
             self._run = self._begin(first)
         except StorageFull:
@@ -104,7 +112,7 @@ class Agent:
             self._beat.run()
         finally:
             self._schedule.stop()
-        self._finish()
+        return self._finish()
 
     def _begin(self, first: float) -> int:
         parts = self._parts
@@ -114,17 +122,21 @@ class Agent:
             describe=self._describe,
         )  # fmt: skip
 
-    def _finish(self) -> None:
+    def _finish(self) -> str | None:
         store, clock = self._parts.store, self._parts.clock
         self._drain()
         try:
-            self._parts.queue.drain(store, clock.now())
+            self._lost += self._parts.queue.drain(store, clock.now())
             self._roll_up()
             end_run(store, self._run, clock.now(), "stopped")
         except StorageError as error:
             _LOG.critical(
                 "could not store the end of this run (%d intervals lost): %s", len(self._parts.queue), error
             )
+            return (
+                f"the last {len(self._parts.queue)} interval(s) and the end of this run could not be stored"
+            )
+        return f"{self._lost} rows were lost while the store could not be written" if self._lost else None
 
     def change_pace(self, pace: Pace) -> None:
         """Take another pace as soon as intervals of both lengths begin together."""
@@ -135,6 +147,7 @@ class Agent:
     def _paced(self, pace: Pace, at: float) -> None:
         """Another pace holds from `at` on: kept as a run that goes on, so that an hour knows what to expect."""
         parts = self._parts
+        self._began, self._interval = at, pace.interval
         try:
             with parts.store.writer.transaction() as connection:
                 connection.execute(
@@ -246,6 +259,7 @@ class Agent:
         if self._trouble is not None:
             _LOG.warning("the store can be written again: %d interval(s) that waited are stored", waiting)
         if lost:
+            self._lost += lost
             _LOG.error("%d rows were lost while the store could not be written; they are gaps now", lost)
         self._trouble, self._overflows = None, False
         self._parts.ballast(True)
@@ -256,15 +270,22 @@ class Agent:
         self._trouble = str(error)
 
     def _mended(self) -> bool:
-        """Salvage the store in place; True if it can be written again."""
-        store = self._parts.store
+        """Bring the store back in place, or begin a new one; True if it can be written again."""
+        parts = self._parts
+        store = parts.store
         try:
-            recover(store.writer, self._parts.clock)
+            orphan = keep_orphan(store.writer, parts.clock, lambda: parts.ballast(False))
+            recover(store.writer, parts.clock)
+            store.reload()
+            parts.settle()
+            oldest = parts.queue.oldest_start()
+            upto = (self._stored_until or parts.clock.now()) if oldest is None else oldest
+            running = Running(self._first, self._began, self._interval, os.getpid(), __version__)
+            self._run = resume_run(store, parts.clock, parts.machine, running, upto, orphan)
         except StorageError as error:
             self._damaged = True
             self._say_trouble(error)
             return False
-        store.reload()
         self._damaged = False
         return True
 

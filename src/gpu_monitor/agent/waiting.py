@@ -74,6 +74,13 @@ class Queue:
         end = newest.start + newest.interval
         return float(end if newest.until >= end else newest.start)
 
+    def oldest_start(self) -> float | None:
+        """From when on the oldest interval that waits has data. None: nothing waits."""
+        if not self._waiting:
+            return None
+        oldest = self._waiting[0]
+        return float(oldest.start) if oldest.began is None else oldest.began
+
     def drain(self, store: Store, now: float) -> int:
         """Store what waits, oldest first, then what was lost; StorageError leaves the rest waiting.
 

@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from gpu_monitor import __version__
 from gpu_monitor.agent.ask import parse_fields
@@ -23,10 +24,21 @@ from gpu_monitor.cli.output import groups_csv, groups_json, note
 from gpu_monitor.cli.reading import read_group
 from gpu_monitor.cli.sources import check_source_flags, choose_source, is_played
 from gpu_monitor.config.load import Loaded, load
-from gpu_monitor.core.errors import EXIT_DONE, EXIT_NOTHING, ConfigError, GpuMonitorError
+from gpu_monitor.core.clock import SystemClock
+from gpu_monitor.core.errors import (
+    EXIT_DONE,
+    EXIT_FAILED,
+    EXIT_NOTHING,
+    ConfigError,
+    GpuMonitorError,
+    StorageError,
+)
 from gpu_monitor.core.times import parse_moment
+from gpu_monitor.storage.check import quick_check
 
 _LOG = logging.getLogger("agent")
+_LOOK_SECONDS = 1.0
+"""How long a stop looks for damage: all of some 100 MB; service managers wait for 90."""
 
 Handler = Callable[[int, object], None]
 """What a signal calls: its number and the frame it interrupted."""
@@ -53,9 +65,24 @@ def run(args: argparse.Namespace) -> int:
         with _signals(agent, assembly, args, loaded, stop):
             _LOG.info("gpu_monitor %s, %s, store %s", __version__, assembly.describe, loaded.store)
             _settle_memory()
-            agent.run(until)
-    _LOG.info("stopped; everything collected is stored")
-    return EXIT_DONE
+            unstored = agent.run(until)
+    return _say_end(loaded.store, unstored)
+
+
+def _say_end(store: Path, unstored: str | None) -> int:
+    """Say in the log how the run ended, once the store is closed: what lies there now is looked over, too."""
+    try:
+        found = quick_check(store, SystemClock(), _LOOK_SECONDS)
+        lines = [line for line in "\n".join(found or ()).splitlines() if not line.startswith("***")]
+        trouble = f"{store} is damaged ({lines[0]}); the next start salvages it" if lines else None
+    except StorageError as error:
+        trouble = str(error)
+    complaints = [text for text in (unstored, trouble) if text is not None]
+    if not complaints:
+        _LOG.info("stopped; everything collected is stored")
+        return EXIT_DONE
+    _LOG.critical("stopped; %s", "; ".join(complaints))
+    return EXIT_FAILED
 
 
 def _settle_memory() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gpu_monitor.core.errors import StorageCorrupt, StorageError, StorageForeign
-from gpu_monitor.storage.files import OPEN, FileKey, looks_like, note_path, translated
+from gpu_monitor.storage.files import OPEN, FileKey, key_of, looks_like, note_path, translated, wal_path
 from gpu_monitor.storage.locks import FileLock, lock_path
 from gpu_monitor.storage.migrate import NEWEST, migrate, version_of
 from gpu_monitor.storage.reader import Reader, Row, version_from_outside
@@ -69,6 +69,7 @@ class Writer:
             self._lock.release()
         self._connection = connection
         self._key = OPEN.add(self.path)
+        self._log_key = key_of(wal_path(self.path))
         # A connection that was never closed would checkpoint when it is collected, without the lock.
         self._shut = weakref.finalize(self, _shut, connection, self._lock, self._key)
 
@@ -111,6 +112,24 @@ class Writer:
                 f"{self.path} was removed or replaced while it was open",
                 "What was collected since waits in memory.",
             )
+
+    def is_orphan(self) -> bool:
+        """Whether the file is open and no longer the one at `path`."""
+        return self._shut.alive and not OPEN.is_at(self.path, self._key)
+
+    def has_own_log(self) -> bool:
+        """Whether the write-ahead log beside `path` is the one of the file that was opened last."""
+        return self._log_key is not None and OPEN.is_at(wal_path(self.path), self._log_key)
+
+    def copy(self, target: Path) -> None:
+        """Copy all that the open file holds to `target` page by page, even where the file has lost its name."""
+        with self._turn:
+            try:
+                with contextlib.closing(sqlite3.connect(target, isolation_level=None)) as other:
+                    other.execute("PRAGMA synchronous = OFF")  # whoever wants it on the disk syncs the whole
+                    self._connection.backup(other)
+            except sqlite3.Error as error:
+                raise translated(error, self.path) from error
 
     def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[Row]:
         """All rows of a query on the writing connection."""

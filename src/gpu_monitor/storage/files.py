@@ -112,6 +112,14 @@ def _key(path: Path) -> FileKey:
     return stat.st_dev, stat.st_ino
 
 
+def key_of(path: Path) -> FileKey | None:
+    """Which file is at `path`; None where there is none that can be seen."""
+    try:
+        return _key(path)
+    except OSError:
+        return None
+
+
 OPEN = OpenFiles()
 """The one list of this process: the locks it guards are the process's, too."""
 

@@ -143,7 +143,8 @@ def _look(writer: Writer, clock: Clock, seconds: float) -> str | None:
     return _verdict(found)
 
 
-def _stamp(clock: Clock) -> str:
+def stamp(clock: Clock) -> str:
+    """The time in the name of a file that is kept (UTC)."""
     return datetime.fromtimestamp(clock.now(), timezone.utc).strftime("%Y%m%dT%H%M%SZ")
 
 
@@ -153,8 +154,8 @@ def _keep_torn_log(path: Path, clock: Clock) -> tuple[str, str] | None:
     damage = damage_of(log)
     if damage is None:
         return None
-    name = f"{log.name}.corrupt-{_stamp(clock)}"
-    with _files(path):
+    name = f"{log.name}.corrupt-{stamp(clock)}"
+    with storage_errors(path):
         shutil.copyfile(log, log.with_name(name))
     return damage, name
 
@@ -175,12 +176,12 @@ def _tell_torn_log(writer: Writer, clock: Clock, damage: str, kept: str) -> None
 def _salvage(path: Path, clock: Clock, trouble: str) -> Account:
     """Salvage the damaged store at `path`, from the beginning to the end."""
     real, trouble = path.resolve(), trouble.removeprefix(f"{path} ").removeprefix("is damaged: ")
-    stamp = _stamp(clock)
-    name, number = f"{real.name}.corrupt-{stamp}", 2
+    moment = stamp(clock)
+    name, number = f"{real.name}.corrupt-{moment}", 2
     while real.with_name(name).exists():
-        name, number = f"{real.name}.corrupt-{stamp}-{number}", number + 1
+        name, number = f"{real.name}.corrupt-{moment}-{number}", number + 1
     _LOG.critical("%s is damaged (%s); it is kept as %s, and its rows are salvaged", path, trouble, name)
-    with _files(path):
+    with storage_errors(path):
         _write_note(note_path(path), {"aside": name, "trouble": trouble})
     account = _go_on(path, clock)
     if account is None:
@@ -196,7 +197,7 @@ def _go_on(path: Path, clock: Clock) -> Account | None:
     lock = FileLock(lock_path(path), clock)
     lock.acquire(_LOCK_SECONDS)
     try:
-        with _files(path):
+        with storage_errors(path):
             told = json.loads(note.read_text(encoding="utf-8"))
             aside, building = real.with_name(told["aside"]), real.with_name(real.name + ".salvaging")
             account = None
@@ -205,9 +206,9 @@ def _go_on(path: Path, clock: Clock) -> Account | None:
             if aside.exists() and not real.exists():
                 _remove(building)
                 account = rebuild(aside, building, clock, _READING_SECONDS, told["trouble"])
-                _sync(building)
+                sync(building)
                 building.replace(real)
-                _sync(real.parent)
+                sync(real.parent)
                 _say(path, account)
             _remove(building)
             note.unlink()
@@ -221,15 +222,15 @@ def _move(real: Path, aside: Path) -> None:
     for suffix in ("-wal", "-shm", ""):
         with contextlib.suppress(FileNotFoundError):
             real.with_name(real.name + suffix).replace(aside.with_name(aside.name + suffix))
-    _sync(aside.parent)
+    sync(aside.parent)
 
 
 def _write_note(note: Path, content: dict[str, str]) -> None:
     draft = note.with_name(note.name + ".new")
     draft.write_text(json.dumps(content), encoding="utf-8")
-    _sync(draft)
+    sync(draft)
     draft.replace(note)
-    _sync(note.parent)
+    sync(note.parent)
 
 
 def _remove(building: Path) -> None:
@@ -237,7 +238,7 @@ def _remove(building: Path) -> None:
         building.with_name(building.name + suffix).unlink(missing_ok=True)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Have the system put a file, or the names in a folder, on the disk (Windows cannot sync folders)."""
     if os.name == "nt" and path.is_dir():
         return
@@ -258,7 +259,7 @@ def _say(path: Path, account: Account) -> None:
 
 
 @contextlib.contextmanager
-def _files(path: Path) -> Iterator[None]:
+def storage_errors(path: Path) -> Iterator[None]:
     """Errors of moving and copying files as storage errors."""
     try:
         yield
