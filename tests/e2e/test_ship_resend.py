@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +28,22 @@ from tests.fakes.server import ServerProcess, Step
 def server(tmp_path: Path) -> Iterator[ServerProcess]:
     with ServerProcess(tmp_path) as running:
         yield running
+
+
+AS_NOBODY = """
+import encodings.utf_8_sig, os, sys
+from gpu_monitor.cli import main
+try:
+    main.main(["resend", "--help"])
+except SystemExit:
+    pass
+if os.geteuid() == 0:
+    os.setgroups([])
+    os.setgid(65534)
+    os.setuid(65534)
+sys.exit(main.main(sys.argv[1:]))
+"""
+"""The program as a user for whom read-only means it; its modules are loaded before."""
 
 
 class Site:
@@ -52,6 +70,10 @@ class Site:
             text=True,
             check=False,
         )
+
+    def files(self) -> dict[str, tuple[int, bytes]]:
+        """Every file of the folder: when it was last written, and what is in it."""
+        return {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in self.folder.iterdir()}
 
     def states(self) -> list[tuple[int, int, str]]:
         rows = self.writer.rows("SELECT period, revision, state FROM reports ORDER BY period, revision")
@@ -206,3 +228,51 @@ def test_imported_history_goes_under_a_node_of_its_own(tmp_path: Path, server: S
     assert imported[0]["collection_interval_seconds"] == 10
     assert imported[0]["host"] is None
     assert site.resend("--node", "trainer", "--dry-run").returncode == 3, "sent once is sent"
+
+
+@pytest.mark.parametrize(("words", "code"), [(("--all", "--dry-run"), 0), ((), 3), (("2001-01-01",), 3)])
+@pytest.mark.parametrize("is_running", [False, True], ids=["without an agent", "beside an agent"])
+def test_looking_changes_no_byte(tmp_path: Path, words: tuple[str, ...], code: int, is_running: bool) -> None:
+    """`--dry-run`, and where there is nothing to send: neither the store nor the files beside it."""
+    with ServerProcess(tmp_path) as server:
+        folder = tmp_path / "site"
+        folder.mkdir()
+        site = Site(folder, server.url, 2)
+        site.run(10)
+    if not is_running:
+        site.writer.close()
+    before = site.files()
+    ran = site.resend(*words)
+    assert ran.returncode == code
+    assert ("2 reports would be sent" in ran.stdout) == (code == 0)
+    after = site.files()
+    # SQLite's readers mark in the shared index where they read; it holds nothing that lasts.
+    for found in (before, after):
+        index = [name for name in found if name.endswith("-shm")]
+        assert bool(index) == is_running
+        found.update(dict.fromkeys(index, (0, b"")))
+    assert after == before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="folders there are not made read-only by their mode")
+def test_a_dry_run_needs_no_right_to_write() -> None:
+    with tempfile.TemporaryDirectory() as name:  # not tmp_path: another user may not enter that
+        folder = Path(name)
+        site = Site(folder, "http://127.0.0.1:9", 2)
+        site.shipper.run_once()
+        site.writer.close()
+        before = site.files()
+        for path in folder.iterdir():
+            path.chmod(0o444)
+        folder.chmod(0o555)
+        try:
+            for words, code in ((["--all", "--dry-run"], 0), (["--node", "nobody", "--dry-run"], 2), ([], 3)):
+                ran = subprocess.run(
+                    [sys.executable, "-c", AS_NOBODY, "resend", *words],
+                    cwd=folder, env={**os.environ, "HOME": name, "XDG_CONFIG_HOME": name},
+                    stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
+                )  # fmt: skip
+                assert ran.returncode == code, ran.stderr
+        finally:
+            folder.chmod(stat.S_IRWXU)
+        assert site.files() == before

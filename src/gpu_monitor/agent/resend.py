@@ -10,7 +10,7 @@ from gpu_monitor.agent.ledger import add_revision
 from gpu_monitor.agent.reports import LOCAL_NODE, has_content
 from gpu_monitor.agent.ship import RESEND_KEY
 from gpu_monitor.core.buckets import Period
-from gpu_monitor.storage.database import Writer
+from gpu_monitor.storage.database import Reader, Writer
 
 _BATCH = 200
 """Periods per transaction: about 10 ms, so that the agent's samples do not wait."""
@@ -26,9 +26,9 @@ class Owed:
     reason: str | None
 
 
-def find(writer: Writer, node: int, start: float, end: float, states: Collection[str]) -> list[Owed]:
+def find(store: Reader | Writer, node: int, start: float, end: float, states: Collection[str]) -> list[Owed]:
     """Periods that touch [start, end] and whose newest report is in one of `states`, oldest first."""
-    rows = writer.rows(
+    rows = store.rows(
         "SELECT period, period_seconds, id, state, reason, max(revision) FROM reports WHERE node = ? AND period <= ?"
         " AND period + period_seconds > ? GROUP BY period ORDER BY period",
         (node, end, start),
@@ -36,9 +36,9 @@ def find(writer: Writer, node: int, start: float, end: float, states: Collection
     return [Owed(Period(row[0], row[1]), row[2], row[3], row[4]) for row in rows if row[3] in states]
 
 
-def find_unasked(writer: Writer, node: int, start: float, end: float) -> list[Owed]:
+def find_unasked(store: Reader | Writer, node: int, start: float, end: float) -> list[Owed]:
     """Aggregated periods of an imported node for which no report was ever asked."""
-    rows = writer.rows(
+    rows = store.rows(
         "SELECT DISTINCT a.period, a.period_seconds FROM aggregates a JOIN gpus g ON g.id = a.gpu WHERE g.node = ?"
         " AND a.period <= ? AND a.period + a.period_seconds > ? AND NOT EXISTS"
         " (SELECT 1 FROM reports r WHERE r.node = g.node AND r.period = a.period) ORDER BY a.period",
@@ -47,11 +47,11 @@ def find_unasked(writer: Writer, node: int, start: float, end: float) -> list[Ow
     return [Owed(Period(start, seconds), None, None, None) for start, seconds in rows]
 
 
-def node_number(writer: Writer, name: str | None) -> int | None:
+def node_number(store: Reader | Writer, name: str | None) -> int | None:
     """The store's number of a node (None: this machine), None where it knows no such node."""
     if name is None:
         return LOCAL_NODE
-    found = writer.value("SELECT id FROM nodes WHERE name = ? ORDER BY id LIMIT 1", (name,))
+    found = store.value("SELECT id FROM nodes WHERE name = ? ORDER BY id LIMIT 1", (name,))
     return None if found is None else int(found)
 
 

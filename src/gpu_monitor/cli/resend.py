@@ -6,14 +6,15 @@ import argparse
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 from gpu_monitor.agent.resend import Owed, ask, find, find_unasked, node_number
 from gpu_monitor.cli.asking import find_store
 from gpu_monitor.cli.options import Formatter, add_config
 from gpu_monitor.core.clock import SystemClock
-from gpu_monitor.core.errors import EXIT_DONE, EXIT_FAILED, EXIT_NOTHING, StorageError, UsageError
+from gpu_monitor.core.errors import EXIT_DONE, EXIT_FAILED, EXIT_NOTHING, UsageError
 from gpu_monitor.core.times import format_time, parse_moment, parse_range
-from gpu_monitor.storage.database import Writer, looks_like
+from gpu_monitor.storage.database import Reader, Writer
 
 _EXAMPLES = """examples:
   gpu_monitor resend                           everything that was rejected or is parked
@@ -57,35 +58,43 @@ def run(args: argparse.Namespace) -> int:
     now = SystemClock().now()
     spans = _spans(args.when, now)
     path = find_store(args.config)[1]
-    if looks_like(path) in ("absent", "empty"):
-        raise StorageError(f"there is no store at {path}", "Start the agent once, or give --config.")
-    writer = Writer(path)
+    # Looking changes nothing, and works where one may not write.
+    reader = Reader(path)
     try:
-        return _resend(writer, args, spans, now)
+        node, chosen = _look(reader, args, spans)
     finally:
-        writer.close()
+        reader.close()
+    if not chosen:
+        print("there is no report to send again", file=sys.stderr)
+        return EXIT_NOTHING
+    if args.dry_run:
+        _list(chosen)
+        return EXIT_DONE
+    acknowledged = sum(one.state == "sent" for one in chosen)
+    if acknowledged and not args.yes and not _agrees(acknowledged):
+        print("nothing was changed", file=sys.stderr)
+        return EXIT_FAILED
+    return _resend(path, node, chosen, now)
 
 
-def _resend(
-    writer: Writer, args: argparse.Namespace, spans: Sequence[tuple[float, float]], now: float
-) -> int:
-    node = node_number(writer, args.node)
+def _look(
+    reader: Reader, args: argparse.Namespace, spans: Sequence[tuple[float, float]]
+) -> tuple[int, list[Owed]]:
+    """The number of the node that is meant, and which of its reports."""
+    node = node_number(reader, args.node)
     if node is None:
         raise UsageError(
             f"the store knows no node {args.node!r}", "gpu_monitor import gives a node its name."
         )
-    chosen = _chosen(writer, node, args, spans)
-    if not chosen:
-        print("there is no report to send again", file=sys.stderr)
-        return EXIT_NOTHING
-    acknowledged = [one for one in chosen if one.state == "sent"]
-    if args.dry_run:
-        _list(chosen)
-        return EXIT_DONE
-    if acknowledged and not args.yes and not _agrees(len(acknowledged)):
-        print("nothing was changed", file=sys.stderr)
-        return EXIT_FAILED
-    asked, gone = ask(writer, node, chosen, now)
+    return node, _chosen(reader, node, args, spans)
+
+
+def _resend(path: Path, node: int, chosen: Sequence[Owed], now: float) -> int:
+    writer = Writer(path)
+    try:
+        asked, gone = ask(writer, node, chosen, now)
+    finally:
+        writer.close()
     counts = Counter(_NAMES[one.state] for one in chosen)
     said = ", ".join(f"{count} {name}" for name, count in counts.items())
     print(f"{asked} reports will be sent ({said}); a running agent begins within a minute")
@@ -106,7 +115,7 @@ def _spans(text: str | None, now: float) -> list[tuple[float, float]]:
 
 
 def _chosen(
-    writer: Writer, node: int, args: argparse.Namespace, spans: Sequence[tuple[float, float]]
+    reader: Reader, node: int, args: argparse.Namespace, spans: Sequence[tuple[float, float]]
 ) -> list[Owed]:
     if args.all:
         states = {"rejected", "parked", "pending", "sent"}
@@ -118,9 +127,9 @@ def _chosen(
         states = {"rejected", "parked"}
     found: dict[int, Owed] = {}
     for start, end in spans:
-        chosen = find(writer, node, start, end, states)
+        chosen = find(reader, node, start, end, states)
         if args.node is not None and not (args.rejected or args.parked):
-            chosen += find_unasked(writer, node, start, end)
+            chosen += find_unasked(reader, node, start, end)
         found.update({one.period.start: one for one in chosen})
     return [found[start] for start in sorted(found)]
 
