@@ -181,7 +181,7 @@ def test_what_does_not_fit_in_memory_is_a_gap_with_its_cause(tmp_path: Path) -> 
     (tmp_path / "disk").mkdir()
     found = inside(tmp_path / "disk", 7, AGENT, "4", "8")
     console = found["console"]
-    assert found["code"] == 0, console
+    assert found["code"] == 1, console  # it stopped as it was told to, and rows were lost
     assert "Traceback" not in console
     holes = found["holes"]
     assert len(holes) >= 3
