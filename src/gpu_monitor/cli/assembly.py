@@ -133,9 +133,9 @@ def known_gpus(writer: Writer) -> tuple[Identity, ...]:
 
 def _refuse_mixture(writer: Writer, played: bool, path: Path) -> None:
     """Simulated and real rows never share a store."""
-    other = "NOT IN" if played else "IN"
+    other = "NOT IN ('unknown'," if played else "IN ("  # of a GPU whose name a damage took, neither is known
     found = writer.value(
-        f"SELECT source FROM gpus WHERE node = ? AND source {other} ('simulated', 'replay') LIMIT 1",
+        f"SELECT source FROM gpus WHERE node = ? AND source {other} 'simulated', 'replay') LIMIT 1",
         (LOCAL_NODE,),
     )
     if found is not None:
@@ -175,6 +175,7 @@ def _build(
         ballast=lambda down: ballast.lay() if down else ballast.give_up(),
         xids=xids, watchdog=notifier.watchdog, ready=lambda: _say_ready(notifier, chosen.describe),
         alive_seconds=notifier.watchdog_seconds / 3 if notifier.watchdog_seconds else None,
+        settle=lambda: settle(writer, store, current[0].settings, clock),
     )  # fmt: skip
 
     def apply(fresh: Loaded) -> None:
@@ -258,6 +259,13 @@ def _sink_factory(current: list[Loaded], stop: threading.Event) -> Callable[[], 
         return HttpSink(target, lambda: read_token(current[0]), stop)
 
     return open_sink
+
+
+def settle(writer: Writer, store: Store, settings: Settings, clock: Clock) -> None:
+    """Write what every start sees to: the node's name, its identity, the periods."""
+    name_node(writer, settings.node.name or socket.gethostname())
+    establish(writer, machine_id(), clock.now())
+    store.plan = keep_plan(writer, settings.collection.aggregation_interval_hours, clock.now())
 
 
 def name_node(writer: Writer, name: str) -> None:

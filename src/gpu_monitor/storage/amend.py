@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from gpu_monitor.storage.rescue import Stretch
@@ -27,6 +27,7 @@ def amend(
     """Complete the new store after its rows were copied; `lost` says by table what could not be read."""
     connection.execute("BEGIN")
     _name_gpus(connection, source)
+    _name_nodes(connection)
     interval = _interval(connection)
     _keep_end(connection, interval)
     for stretch in lost.get("samples_raw", ()):
@@ -72,13 +73,41 @@ def _name_gpus(connection: sqlite3.Connection, source: sqlite3.Connection | None
         " UNION ALL SELECT gpu, period FROM aggregates) WHERE gpu NOT IN (SELECT id FROM gpus) GROUP BY gpu"
     ).fetchall()
     uids = _uids_of_index(source) if missing else {}
+    unknown = "simulated" if missing and _is_simulated(connection, uids.values()) else "unknown"
     for gpu, since in missing:
         uid = uids.get(gpu, f"LOST-{gpu}")
         found = next((name for start, name in _SOURCES if uid.startswith(start)), "nvml")
         connection.execute(
             "INSERT INTO gpus (id, node, uid, source, first_seen) VALUES (?, ?, ?, ?, ?)",
-            (gpu, _LOCAL, uid, found if gpu in uids else "unknown", since),
+            (gpu, _LOCAL, uid, found if gpu in uids else unknown, since),
         )
+
+
+def _is_simulated(connection: sqlite3.Connection, uids: Iterable[str]) -> bool:
+    """Whether what is left says that the GPUs here are simulated ones: real ones never share a store with them."""
+    if any(uid.startswith("SIM-") for uid in uids):
+        return True
+    found = connection.execute(
+        "SELECT 1 FROM gpus WHERE node = ?1 AND source = 'simulated' UNION ALL"
+        " SELECT 1 FROM processes WHERE node = ?1 AND uid GLOB 'SIM-*' UNION ALL"
+        " SELECT 1 FROM events WHERE node = ?1 AND (uid GLOB 'SIM-*'"
+        " OR kind = 'agent_started' AND message GLOB '*(* SIMULATED GPU*') LIMIT 1",
+        (_LOCAL,),
+    ).fetchone()
+    return found is not None
+
+
+def _name_nodes(connection: sqlite3.Connection) -> None:
+    """Nodes that GPUs hang on and that are not known any more; the local one gets its name at the next start."""
+    connection.execute(
+        "INSERT OR IGNORE INTO nodes (id, name, kind) VALUES (?, coalesce((SELECT hostname FROM runs"
+        " WHERE hostname IS NOT NULL ORDER BY id DESC LIMIT 1), 'unknown'), 'local')",
+        (_LOCAL,),
+    )
+    connection.execute(
+        "INSERT INTO nodes (id, name, kind) SELECT DISTINCT node, 'LOST-' || node, 'import' FROM gpus"
+        " WHERE node NOT IN (SELECT id FROM nodes)"
+    )
 
 
 def _uids_of_index(source: sqlite3.Connection | None) -> dict[int, str]:
