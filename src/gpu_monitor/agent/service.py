@@ -216,6 +216,8 @@ class Agent:
         if not self._announced:
             self._announced = True
             parts.ready()
+            if self._trouble is None:
+                _LOG.info("recording; ask from another terminal with: gpu_monitor -sc")
         closed = collection.start + collection.interval
         before = parts.store.plan.period(closed - 1)
         if closed >= before.end and collection.until >= closed:
