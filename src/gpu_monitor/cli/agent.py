@@ -74,7 +74,7 @@ def _say_end(store: Path, unstored: str | None) -> int:
     try:
         found = quick_check(store, SystemClock(), _LOOK_SECONDS)
         lines = [line for line in "\n".join(found or ()).splitlines() if not line.startswith("***")]
-        trouble = f"{store} is damaged ({lines[0]}); the next start salvages it" if lines else None
+        trouble = f"{store} is damaged ({lines[0]}); the next run salvages it" if lines else None
     except StorageError as error:
         trouble = str(error)
     complaints = [text for text in (unstored, trouble) if text is not None]
