@@ -42,6 +42,7 @@ class Schedule:
         self._jobs: dict[str, Job] = {}
         self.failures = 0
         self._lock = threading.Lock()
+        self.is_stopping = False
         self._scheduler = import_lean(_background_scheduler, _STAND_INS)
 
     def add(self, name: str, job: Job, first: float = 0.0) -> None:
@@ -62,6 +63,8 @@ class Schedule:
         if name not in self._jobs:
             return
         with self._lock:
+            if self.is_stopping:
+                return
             self._scheduler.add_job(
                 self._run, "date", run_date=self._after(0.0), args=(name,), id=name, replace_existing=True
             )
@@ -83,11 +86,16 @@ class Schedule:
             _LOG.exception("%s failed", name)
             wait = _RETRY_SECONDS
         with self._lock:  # a nudge that came meanwhile is sooner and stays
-            if self._scheduler.running and self._scheduler.get_job(name) is None:
+            if not self.is_stopping and self._scheduler.running and self._scheduler.get_job(name) is None:
                 self._scheduler.add_job(self._run, "date", run_date=self._after(wait), args=(name,), id=name)
 
     def stop(self) -> None:
-        """Start no more jobs and wait for the one that runs."""
+        """Start no more jobs and wait for the one that runs.
+
+        APScheduler waits while it holds its lock on jobs: one that asked it for anything then would wait for ever.
+        """
+        with self._lock:
+            self.is_stopping = True
         if self._scheduler.running:
             self._scheduler.shutdown(wait=True)
 
