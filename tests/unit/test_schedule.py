@@ -1,4 +1,4 @@
-"""Background jobs: run again as they say, nudged, counted when they fail, and never in the way of a stop."""
+"""Background jobs: never in the way of a stop."""
 
 from __future__ import annotations
 
@@ -29,20 +29,3 @@ def test_a_job_that_ends_while_everything_stops_does_not_hold_the_stop() -> None
     release.set()
     stopping.join(30)
     assert not stopping.is_alive()
-
-
-def test_a_job_is_run_again_when_nudged_and_after_a_failure_is_counted() -> None:
-    schedule = Schedule(SystemClock())
-    runs = threading.Semaphore(0)
-
-    def job() -> float:
-        runs.release()
-        raise ValueError("as planned")
-
-    schedule.add("job", job)
-    schedule.start()
-    assert runs.acquire(timeout=30)
-    schedule.nudge("job")
-    assert runs.acquire(timeout=30)
-    schedule.stop()
-    assert schedule.failures == 2
