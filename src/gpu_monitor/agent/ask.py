@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -58,18 +59,41 @@ def parse_fields(text: str | None, hourly: bool = False) -> tuple[str, ...]:
     """Field names of `--fields`: None the twelve, `all` everything, else a list; UsageError names the nearest."""
     if text is None:
         return DEFAULT_FIELDS
-    extra = _HOURLY_EXTRA if hourly else _EXTRA
-    known = [name for metric in METRICS for name in _names(metric.name, hourly)] + list(extra)
+    known = _known_fields(hourly)
     if text.strip() == "all":
         return tuple(known)
     chosen = [name.strip() for name in text.split(",") if name.strip()]
-    unknown = [name for name in chosen if name not in known]
-    if unknown or not chosen:
-        raise UsageError(
-            f"unknown field {unknown[0]!r}" if unknown else "--fields names no field",
-            f"Known: all, {', '.join(known)}.",
-        )
+    if not chosen:
+        raise UsageError("--fields names no field", _ALL_FIELDS)
+    for name in chosen:
+        if name not in known:
+            raise UsageError(f"unknown field {name!r}", f"{_nearest_field(name, known, hourly)}{_ALL_FIELDS}")
     return tuple(dict.fromkeys(chosen))
+
+
+_ALL_FIELDS = "--fields all -f csv shows every name in its first line."
+
+
+def _known_fields(hourly: bool) -> list[str]:
+    extra = _HOURLY_EXTRA if hourly else _EXTRA
+    return [name for metric in METRICS for name in _names(metric.name, hourly)] + list(extra)
+
+
+def _nearest_field(name: str, known: Sequence[str], hourly: bool) -> str:
+    """What may be meant by a name that is none, as a sentence; empty where nothing comes near."""
+    if name in _known_fields(not hourly):
+        return (
+            "It is a field of rows, not of aggregates. "
+            if hourly
+            else "It is a field of aggregates: add --hourly. "
+        )
+    word = name.lower().replace(".", "_").replace("-", "_")
+    parts = set(word.split("_"))
+    # Of nvidia-smi's utilization.gpu and our gpu_utilization no letter stands in the same place.
+    turned = [one for one in known if set(one.split("_")) == parts]
+    close = turned or difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    within = close or [one for one in known if len(word) > 2 and word in one]
+    return f"Did you mean {within[0]}? " if within else ""
 
 
 def _names(name: str, hourly: bool) -> list[str]:
