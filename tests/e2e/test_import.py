@@ -147,6 +147,33 @@ def test_parts_of_a_rotated_log_join_without_a_seam(tmp_path: Path) -> None:
     assert samples(parts) == samples(whole)
 
 
+def test_each_file_says_what_came_of_its_own_rows(tmp_path: Path) -> None:
+    """Minutes of two GPUs: five are of a, five of b and one they share with c, which has no whole one."""
+    for name, rows in (("a", range(0, 300, 5)), ("b", range(300, 620, 5)), ("c", range(620, 650, 5))):
+        (tmp_path / f"{name}.csv").write_text(HEADER + log(rows))
+
+    def figures(*words: str) -> list[tuple[int, int, int]]:
+        done = take(tmp_path, "c.csv", "a.csv", "b.csv", "--node", "n", "--json", *words)
+        told = {one["file"][0]: one for one in json.loads(done.stdout)["files"]}
+        return [tuple(told[name][word] for word in ("stored", "completed", "present")) for name in "abc"]
+
+    assert figures("--dry-run") == [(10, 0, 0), (12, 0, 0), (0, 2, 0)]
+    assert figures() == [(10, 0, 0), (12, 0, 0), (0, 2, 0)]
+    assert figures() == [(0, 0, 10), (0, 0, 12), (0, 0, 2)]
+    assert query(tmp_path / "gpu_metrics.db", "SELECT file, rows FROM imports ORDER BY file") == [
+        ("a.csv", 10),
+        ("b.csv", 12),
+    ]
+
+
+def test_a_file_per_gpu_counts_its_own_intervals(tmp_path: Path) -> None:
+    for gpu in range(3):
+        rows = "".join(line(n, gpu, 50, 100) for n in range(0, 60 * (gpu + 1), 5))
+        (tmp_path / f"gpu{gpu}.csv").write_text(HEADER + rows)
+    done = take(tmp_path, "gpu0.csv", "gpu1.csv", "gpu2.csv", "--node", "n", "--json")
+    assert [one["stored"] for one in json.loads(done.stdout)["files"]] == [1, 2, 3]
+
+
 def test_of_overlapping_files_what_is_there_stays(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text(HEADER + log(range(0, 600, 5)))
     (tmp_path / "b.csv").write_text(HEADER + log(range(0, 1200, 5)).replace(" W\n", "1 W\n"))

@@ -50,6 +50,23 @@ def test_a_reading_is_shared_between_the_intervals_it_stands_in() -> None:
     assert (second.values["power_usage_min"], second.values["power_usage_max"]) == (400.0, 400.0)
 
 
+def test_an_interval_names_the_files_whose_readings_lie_in_it() -> None:
+    # File 3's last reading, at 718 s, reaches into the minute from 720 s, where only file 4 has one.
+    binner = Binner(60, 5.0, file=3)
+    found = [one for time in (658, 663, 718) for one in binner.add(row(time, 100.0))]
+    binner.file = 4
+    found += [one for time in (721, 726) for one in binner.add(row(time, 100.0))]
+    binner.file = 5
+    found += [*binner.add(row(731, 100.0)), *binner.finish()]
+    assert [(one.start, one.files) for one in found] == [(600, (3,)), (660, (3,)), (720, (4, 5))]
+
+
+def test_a_reading_that_only_reaches_into_an_interval_makes_it_its_files() -> None:
+    binner = Binner(60, 10.0, file=2)
+    list(binner.add(row(655, 100.0)))
+    assert [(one.start, one.files) for one in binner.finish()] == [(600, (2,)), (660, (2,))]
+
+
 def test_a_hole_is_not_filled() -> None:
     found = bins([row(600, 100.0), row(605, 100.0), row(1200, 300.0)])
     assert [(one.start, one.seconds) for one in found] == [(600, 10.0), (1200, 5.0)]

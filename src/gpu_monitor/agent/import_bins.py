@@ -40,13 +40,17 @@ def interval_for(step: float, interval: int) -> int:
 
 @dataclass(frozen=True)
 class BinnedInterval:
-    """One GPU over one interval of a log. `seconds` it covers of it; values by column, in catalogue units."""
+    """One GPU over one interval of a log. `seconds` it covers of it; values by column, in catalogue units.
+
+    `files`: whose readings lie in it (see `Binner.file`), in order; where none does, whose reaches into it.
+    """
 
     start: int
     seconds: float
     values: dict[str, float]
     states: dict[str, RecordedValue]
     reasons: dict[str, str]
+    files: tuple[int, ...] = (0,)
 
 
 @dataclass(frozen=True)
@@ -81,9 +85,10 @@ class _Gauge:
 
 @dataclass
 class _Open:
-    """The interval being filled."""
+    """The interval being filled; `file` gave the reading that opened it."""
 
     start: int
+    file: int
     seconds: float = 0.0
     readings: int = 0
     gauges: dict[str, _Gauge] = field(default_factory=dict)
@@ -91,15 +96,18 @@ class _Open:
     totals: dict[str, float] = field(default_factory=dict)
     states: dict[str, RecordedValue] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
+    files: list[int] = field(default_factory=list)
 
     def grow(self, growth: dict[str, float], weight: float) -> None:
         """Add what counters grew by in `weight` seconds, given their growth a second."""
         for name, rate in growth.items():
             self.totals[name] = self.totals.get(name, 0.0) + rate * weight
 
-    def add(self, row: RecordedRow, weight: float, is_inside: bool) -> None:
+    def add(self, row: RecordedRow, weight: float, is_inside: bool, file: int) -> None:
         self.seconds += weight
         self.readings += is_inside
+        if is_inside and file not in self.files:
+            self.files.append(file)
         gauges = self.gauges
         for name, value in row.values.items():
             if name in _STATES:
@@ -127,19 +135,22 @@ class _Open:
         values.update(self.flags)
         values.update(self.totals)
         reasons = {name: reason for name, reason in self.reasons.items() if name not in values}
-        return BinnedInterval(self.start, self.seconds, values, self.states, reasons)
+        files = tuple(self.files) or (self.file,)
+        return BinnedInterval(self.start, self.seconds, values, self.states, reasons, files)
 
 
 class Binner:
     """The rows of one GPU, in order of time, as intervals of `interval` seconds.
 
-    `step` is the log's own; `pace` may change it for another log that goes on.
+    `step` is the log's own, `file` its number; both may be changed for another log that goes on.
     """
 
-    def __init__(self, interval: int, step: float) -> None:
+    def __init__(self, interval: int, step: float, file: int = 0) -> None:
         self.interval = interval
         self.step = step
+        self.file = file
         self._last: RecordedRow | None = None
+        self._last_file = file
         self._open: _Open | None = None
         self._lost_since: float | None = None
         self.lost: list[LostStretch] = []
@@ -157,6 +168,7 @@ class Binner:
             is_near = apart <= REACH_STEPS * self.step
             growth = _growth(last, row, apart) if is_near else {}
             yield from self._stand(last, last.time + (apart if is_near else self.step), growth)
+        self._last_file = self.file
 
     def finish(self) -> Iterator[BinnedInterval]:
         """End the log: the last row stands for one step; gives what is left."""
@@ -180,13 +192,13 @@ class Binner:
                 yield from self._turn(start)
             weight = min(until, start + self.interval) - max(row.time, start)
             if self._open is not None:
-                self._open.add(row, weight, is_inside=start == first)
+                self._open.add(row, weight, start == first, self._last_file)
                 self._open.grow(growth, weight)
             start += self.interval
 
     def _turn(self, start: int | None) -> Iterator[BinnedInterval]:
         """Close the open interval and open the one from `start`."""
-        done, self._open = self._open, None if start is None else _Open(start)
+        done, self._open = self._open, None if start is None else _Open(start, self._last_file)
         if done is not None and (done.readings or done.seconds >= _SLIVER * self.interval):
             yield done.close()
 

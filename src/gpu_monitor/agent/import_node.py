@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -49,6 +49,19 @@ class Counts:
     pruned: int = 0
     """Are part of an hour whose rows are past their age; the hour's aggregate stays as it is."""
 
+    def add(self, other: Counts) -> None:
+        """Count what `other` counted, too."""
+        for part in fields(self):
+            setattr(self, part.name, getattr(self, part.name) + getattr(other, part.name))
+
+
+@dataclass(frozen=True)
+class ImportedFile:
+    """A file whose readings are in a batch: its name, and what came of it."""
+
+    name: str
+    counts: Counts
+
 
 Placed = tuple[Identity, BinnedInterval]
 
@@ -86,33 +99,43 @@ class ImportedNode:
         """The store's number of the node, None while nothing was written under it."""
         return self._number
 
-    def write(self, file: str, interval: int, batch: list[Placed], counts: Counts) -> None:
-        """Store a batch in one transaction; all or nothing. `counts` are brought up to date."""
+    def write(self, interval: int, batch: list[Placed], files: Sequence[ImportedFile]) -> None:
+        """Store a batch in one transaction; all or nothing. The counts of `files` are brought up to date.
+
+        An interval with readings of several files is new by the first and completed by the others.
+        """
         try:
             with self._writer.transaction() as connection:
-                found = self._write(connection, file, interval, batch)
+                found = self._write(connection, interval, batch, files)
         except BaseException:
             self._forget()
             raise
-        counts.stored += found.stored
-        counts.completed += found.completed
-        counts.present += found.present
-        counts.pruned += found.pruned
+        for file, counts in zip(files, found, strict=True):
+            file.counts.add(counts)
 
-    def _write(self, connection: sqlite3.Connection, file: str, interval: int, batch: list[Placed]) -> Counts:
-        counts = Counts()
+    def _write(
+        self,
+        connection: sqlite3.Connection,
+        interval: int,
+        batch: list[Placed],
+        files: Sequence[ImportedFile],
+    ) -> list[Counts]:
+        counts = [Counts() for _ in files]
+        rows = [0 for _ in files]
         if self._number is not None:
             self._load(connection, self._number)
         present = self._present(connection, [interval.start for _, interval in batch])
         changed: list[int] = []
         for identity, binned in batch:
             if self._is_pruned(connection, identity.uid, binned.start):
-                counts.pruned += 1
+                for file in binned.files:
+                    counts[file].pruned += 1
                 continue
             tenths = round(binned.seconds * 10)
             before = present.get((identity.uid, binned.start))
             if before is not None and before[1] >= tenths:
-                counts.present += 1
+                for file in binned.files:
+                    counts[file].present += 1
                 continue
             node = self._ensure_node(connection)
             number = self._gpu(connection, identity, node)
@@ -122,11 +145,17 @@ class ImportedNode:
             connection.execute(_SAMPLES, (key, tenths, *scaled_gpu(binned.values)))
             self._write_changes(connection, number, binned)
             present[identity.uid, binned.start] = (key, tenths)
-            counts.stored += before is None
-            counts.completed += before is not None
+            for place, file in enumerate(binned.files):
+                if place == 0 and before is None:
+                    counts[file].stored += 1
+                else:
+                    counts[file].completed += 1
+            rows[binned.files[0]] += 1
             changed.append(binned.start)
         if changed and self._number is not None:
-            self._register(connection, self._number, file, interval, len(changed))
+            for imported, number_of in zip(files, rows, strict=True):
+                if number_of:
+                    self._register(connection, self._number, imported.name, interval, number_of)
             for start in sorted(set(changed)):
                 mark_dirty(connection, self._number, self._plan, start, start + interval)
         return counts

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from gpu_monitor.agent.import_bins import BinnedInterval, Binner, interval_for
-from gpu_monitor.agent.import_node import SOURCE, Counts, ImportedNode, Placed
+from gpu_monitor.agent.import_node import SOURCE, Counts, ImportedFile, ImportedNode, Placed
 from gpu_monitor.agent.rollup import Outline, Refresh, Rollup
 from gpu_monitor.core.buckets import PeriodPlan
 from gpu_monitor.core.errors import LogUnreadable, UsageError
@@ -219,7 +219,7 @@ class _History:
         self._batch: list[Placed] = []
         self._kept = interval
         self._step = float(interval)
-        self._report = FileReport("", node)
+        self._files: list[ImportedFile] = []
 
     @property
     def number(self) -> int | None:
@@ -235,9 +235,9 @@ class _History:
             self._kept = kept
         report.step, report.interval = step, kept
         self._step = step
-        self._report = report
+        self._files.append(ImportedFile(Path(report.name).name, report.counts))
         for binner in self._binners.values():
-            binner.step = step
+            binner.step, binner.file = step, len(self._files) - 1
         log = ready.log
         try:
             with log if log is not None else RecordedLog(ready.task.path, options) as opened:
@@ -254,7 +254,7 @@ class _History:
         uid = self._uid(row.device)
         binner = self._binners.get(uid)
         if binner is None:
-            binner = self._binners[uid] = Binner(self._kept, self._step)
+            binner = self._binners[uid] = Binner(self._kept, self._step, len(self._files) - 1)
         last = binner.last_time
         if last is not None and row.time <= last:
             if last - row.time < self._kept:
@@ -298,10 +298,14 @@ class _History:
                 self._into.write_lost(uid, lost)
         if not batch:
             return
-        if self._into is None:
-            self._report.counts.stored += len(batch)
-        else:
-            self._into.write(Path(self._report.name).name, self._kept, batch, self._report.counts)
+        if self._into is not None:
+            self._into.write(self._kept, batch, self._files)
+            return
+        for _, interval in batch:
+            first, *others = interval.files
+            self._files[first].counts.stored += 1
+            for file in others:
+                self._files[file].counts.completed += 1
 
     def finish(self) -> None:
         """End the node's stretch: its last rows stand for one step each."""
