@@ -16,6 +16,9 @@ from gpu_monitor.core.imports import StandIns, import_lean
 
 _LOG = logging.getLogger("schedule")
 _RETRY_SECONDS = 60.0
+_INSTANCES = 100
+"""APScheduler drops a run above this count, and counts a run until well after it has ended: with 1 a run asked
+for at the end of another was lost. That a job runs once at a time is seen to here."""
 
 # APScheduler asks asyncio one question and multiprocessing none, for schedulers and pools that are not ours:
 # 2 MB and a tenth of a second that the agent would carry for ever.
@@ -33,13 +36,16 @@ class Schedule:
     """Runs jobs that say themselves when they want to run next.
 
     APScheduler counts on the wall clock; `nudge_all` is called when that was stepped, so no job waits
-    for an hour that will come late. A job that raises is logged, counted and run again in a minute.
+    for an hour that will come late. A job that raises is logged, counted and run again in a minute. A job
+    never runs twice at a time: nudged while it runs, it runs again as soon as that run has ended.
     """
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._real = SystemClock()
         self._jobs: dict[str, Job] = {}
+        self._running: set[str] = set()
+        self._nudged: set[str] = set()
         self.failures = 0
         self._lock = threading.Lock()
         self.is_stopping = False
@@ -48,7 +54,10 @@ class Schedule:
     def add(self, name: str, job: Job, first: float = 0.0) -> None:
         """Run `job` after `first` seconds and then as it says."""
         self._jobs[name] = job
-        self._scheduler.add_job(self._run, "date", run_date=self._after(first), args=(name,), id=name)
+        # A trigger that has an end would have the job removed, and APScheduler fails at that in the midst of a stop.
+        self._scheduler.add_job(
+            self._run, "interval", days=1, next_run_time=self._after(first), args=(name,), id=name
+        )
 
     def _after(self, seconds: float) -> datetime:
         wait = max(0.0, real_seconds(self._clock, seconds))
@@ -65,9 +74,10 @@ class Schedule:
         with self._lock:
             if self.is_stopping:
                 return
-            self._scheduler.add_job(
-                self._run, "date", run_date=self._after(0.0), args=(name,), id=name, replace_existing=True
-            )
+            if name in self._running:
+                self._nudged.add(name)
+                return
+            self._scheduler.modify_job(name, next_run_time=self._after(0.0))
 
     def nudge_all(self) -> None:
         """Run every job now: the wall clock was stepped."""
@@ -75,19 +85,31 @@ class Schedule:
             self.nudge(name)
 
     def _run(self, name: str) -> None:
+        with self._lock:
+            if name in self._running:
+                self._nudged.add(name)
+                return
+            self._running.add(name)
+        wait = self._wait_after(name)
+        with self._lock:
+            self._running.discard(name)
+            if name in self._nudged:
+                self._nudged.discard(name)
+                wait = 0.0
+            if not self.is_stopping:
+                self._scheduler.modify_job(name, next_run_time=self._after(wait))
+
+    def _wait_after(self, name: str) -> float:
+        """Run the job; the seconds until it is to run again."""
         try:
-            wait = self._jobs[name]()
+            return self._jobs[name]()
         except GpuMonitorError as error:
             self.failures += 1
             _LOG.error("%s failed: %s", name, error)
-            wait = _RETRY_SECONDS
         except Exception:  # noqa: BLE001 - a job must not take the agent down, whatever it is
             self.failures += 1
             _LOG.exception("%s failed", name)
-            wait = _RETRY_SECONDS
-        with self._lock:  # a nudge that came meanwhile is sooner and stays
-            if not self.is_stopping and self._scheduler.running and self._scheduler.get_job(name) is None:
-                self._scheduler.add_job(self._run, "date", run_date=self._after(wait), args=(name,), id=name)
+        return _RETRY_SECONDS
 
     def stop(self) -> None:
         """Start no more jobs and wait for the one that runs.
@@ -108,5 +130,5 @@ def _background_scheduler() -> Any:
     return BackgroundScheduler(
         timezone=timezone.utc,
         executors={"default": ThreadPoolExecutor(2)},
-        job_defaults={"misfire_grace_time": None, "coalesce": True, "max_instances": 1},
+        job_defaults={"misfire_grace_time": None, "coalesce": True, "max_instances": _INSTANCES},
     )
