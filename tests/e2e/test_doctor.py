@@ -104,7 +104,7 @@ def test_the_server_is_asked_only_when_told_to(tmp_path: Path) -> None:
     with ServerProcess(tmp_path) as server:
         configure(tmp_path, server={"url": server.url, "contract_number": "7", "token_file": "token"})
         token = tmp_path / "token"
-        token.write_text("sesame\n")
+        token.write_text("open-sesame\n")
         token.chmod(0o600)
         MadeStore(tmp_path / "gpu_metrics.db").close()
         _, found = checks(tmp_path)
@@ -118,14 +118,14 @@ def test_the_server_is_asked_only_when_told_to(tmp_path: Path) -> None:
     _, found = checks(tmp_path, "--network")
     assert found["server"]["level"] == "problem"
     assert "no connection to 127.0.0.1" in found["server"]["text"]
-    assert "sesame" not in json.dumps(found)
+    assert "open-sesame" not in json.dumps(found)
 
 
 def test_a_token_that_others_can_read(tmp_path: Path) -> None:
     configure(
         tmp_path, server={"url": "https://example.com/m", "contract_number": "7", "token_file": "token"}
     )
-    (tmp_path / "token").write_text("sesame\n")
+    (tmp_path / "token").write_text("open-sesame\n")
     (tmp_path / "token").chmod(0o644)
     _, found = checks(tmp_path)
     assert found["token"]["level"] == "problem"

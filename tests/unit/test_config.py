@@ -149,19 +149,27 @@ def test_token_from_file_must_be_private(tmp_path: Path, monkeypatch: pytest.Mon
     for name in ("GPU_MONITOR_TOKEN", "GPU_MONITOR_TOKEN_FILE", "CREDENTIALS_DIRECTORY"):
         monkeypatch.delenv(name, raising=False)
     token = tmp_path / "token"
-    token.write_text("abc123\n")
+    token.write_text("abc12345\n")
     os.chmod(token, 0o600)
     loaded = loaded_with(tmp_path, token_file="token")
-    assert read_token(loaded) == "abc123"
+    assert read_token(loaded) == "abc12345"
     os.chmod(token, 0o640)
     with pytest.raises(ConfigError, match="chmod 600") as caught:
         read_token(loaded)
-    assert "abc123" not in str(caught.value)
+    assert "abc12345" not in str(caught.value)
     os.chmod(token, 0o600)
     token.write_text("two words")
     with pytest.raises(ConfigError, match="one printable word") as caught:
         read_token(loaded)
     assert "two words" not in str(caught.value)
+    token.write_text("abc1234\n")
+    with pytest.raises(ConfigError, match="has 7 characters, fewer than 8") as caught:
+        read_token(loaded)
+    assert "abc1234" not in str(caught.value)
+    monkeypatch.setenv("GPU_MONITOR_TOKEN", "xyz")
+    with pytest.raises(ConfigError, match="in GPU_MONITOR_TOKEN has 3 characters") as caught:
+        read_token(loaded)
+    assert "xyz" not in str(caught.value)
     monkeypatch.setenv("GPU_MONITOR_TOKEN", "from-environment")
     assert read_token(loaded) == "from-environment"
     monkeypatch.delenv("GPU_MONITOR_TOKEN")

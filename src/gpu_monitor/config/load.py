@@ -25,6 +25,8 @@ _LARGEST = 1_000_000
 """Bytes of a configuration file; one with every key takes under 2,000."""
 _COMPANIONS = ("", "-wal", "-shm", ".lock", ".agent", ".ballast", ".node.json")
 """What lies beside a store and is named after it."""
+_SHORTEST_TOKEN = 8
+"""Characters: a shorter one is soon guessed, and cannot be masked in logs without hiding other words."""
 SYSTEM_FILE = Path("/etc/gpu_monitor/config.json")
 
 
@@ -258,7 +260,8 @@ def load(named: str | None = None, working: Path | None = None) -> Loaded:
 def read_token(loaded: Loaded) -> str | None:
     """The token from GPU_MONITOR_TOKEN or the token file; None where there is none.
 
-    ConfigError where the file can be read by others, is missing, or holds no single printable word.
+    ConfigError where the file can be read by others, is missing, or holds no single printable word of
+    8 characters or more.
     """
     given = os.environ.get("GPU_MONITOR_TOKEN")
     if given:
@@ -286,6 +289,11 @@ def _one_word(text: str, where: str) -> str:
     if not word or not word.isascii() or not word.isprintable() or " " in word:
         raise ConfigError(
             f"the token in {where} is not one printable word", "Write the token alone on one line."
+        )
+    if len(word) < _SHORTEST_TOKEN:
+        raise ConfigError(
+            f"the token in {where} has {len(word)} characters, fewer than {_SHORTEST_TOKEN}",
+            "Ask whoever runs the server for a longer one; one so short can be guessed.",
         )
     return word
 

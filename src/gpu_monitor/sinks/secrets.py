@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator
 from urllib.parse import quote
 
 LEAST = 4
-"""Characters of the shortest secret that is masked: a shorter one hides nothing, and masking it in known
-text (an address, a status) would even tell it."""
+"""Characters of the shortest secret, and of the shortest beginning of one, that is masked: masking less in
+known text (an address, a status) would even tell it. Tokens have at least eight (`config.load`)."""
 _MASK = "***"
 _CUT = "…"
 _BASE64 = "A-Za-z0-9+/_%=-"
