@@ -13,7 +13,7 @@ from gpu_monitor.agent.import_bins import BinnedInterval, LostStretch
 from gpu_monitor.agent.numbers import GpuNumbers
 from gpu_monitor.agent.store import LOCAL_NODE, mark_dirty
 from gpu_monitor.core.buckets import PeriodPlan
-from gpu_monitor.core.catalogue import SAMPLED
+from gpu_monitor.core.catalogue import SAMPLED, Reason
 from gpu_monitor.core.errors import UsageError
 from gpu_monitor.core.model import Identity
 from gpu_monitor.storage.database import Writer, insert_sql
@@ -28,8 +28,6 @@ from gpu_monitor.storage.tables import (
 )
 
 SOURCE = "import"
-NOT_IN_LOG = "not in the log"
-"""The reason of a metric that the log has no column for."""
 _LOST = "lost"
 _KIND = "import"
 _SAMPLES = insert_sql("samples_raw", ["id", "seconds", *sample_columns()], "INSERT OR REPLACE")
@@ -262,7 +260,7 @@ class ImportedNode:
             self._states.put(connection, number, key, at, value)
         missing = _SAMPLED - binned.values.keys()
         for metric in _SAMPLED:
-            reason = binned.reasons.get(metric, NOT_IN_LOG) if metric in missing else None
+            reason = binned.reasons.get(metric, Reason.NOT_IN_LOG) if metric in missing else None
             self._reasons.put(connection, number, metric, at, reason)
 
     def _register(

@@ -268,4 +268,6 @@ class Reason:
     """The driver answered with an error."""
     PENDING = "pending"
     """Comes with a later reading of the same interval, or with the second one ever (a mean between two)."""
+    NOT_IN_LOG = "not in the log"
+    """The recording that is imported or replayed does not hold it."""
     MIG = "unsupported"

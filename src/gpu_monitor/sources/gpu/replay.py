@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gpu_monitor.core.catalogue import BY_NAME, Kind
+from gpu_monitor.core.catalogue import BY_NAME, SAMPLED, STATES, Kind, Reason
 from gpu_monitor.core.errors import LogUnreadable, SourceUnavailable
 from gpu_monitor.core.model import DeviceReading, Identity, Round, Span, Spread, Status, Value
 from gpu_monitor.sources.recorded.log import RecordedLog
@@ -16,6 +16,7 @@ from gpu_monitor.sources.recorded.survey import Survey
 SOURCE = "replay"
 ENDED = "replay ended"
 SILENT = "nothing recorded"
+_ABSENT = {metric.name: Reason.NOT_IN_LOG for metric in SAMPLED + STATES}
 # A row is what the GPU showed until the next one is due; one missing row may be a late one.
 _STEPS_HELD = 2.0
 
@@ -56,7 +57,7 @@ class ReplaySource:
 
     A round holds, per GPU, the newest row at that moment, unless it is older than two of the GPU's
     usual steps (and, where rows came since the last round, than half the time since it). Gauges of
-    several rows are their mean, least and most.
+    several rows are their mean, least and most. What the rows do not hold is `not in the log`.
     Rows that go back in time are passed over. At its end the recording begins again if `loop`, else
     rounds are paused with `replay ended`. `rows` gives the recording from its beginning each time.
     """
@@ -164,10 +165,11 @@ def _reading(key: str, device: _Device) -> DeviceReading:
     identity = _identity(key, newest.device)
     if newest.status is not Status.OK:
         cause = "GPU lost" if newest.status is Status.LOST else newest.status.value
-        return DeviceReading(identity, newest.status, reasons=newest.reasons, cause=cause)
+        reasons = {**dict.fromkeys(_ABSENT, newest.status.value), **newest.reasons}
+        return DeviceReading(identity, newest.status, reasons=reasons, cause=cause)
     rows = device.fresh or [newest]
     values: dict[str, Value] = {}
-    reasons: dict[str, str] = {}
+    reasons = dict(_ABSENT)
     for row in rows:
         reasons.update(row.reasons)
         values.update(row.values)
