@@ -189,6 +189,18 @@ def test_once_and_dry_run_store_nothing(tmp_path: Path) -> None:
     assert sorted(file.name for file in tmp_path.iterdir()) == ["config.json"]
 
 
+def test_once_of_a_replay_is_its_first_reading_and_says_what_the_log_lacks(tmp_path: Path) -> None:
+    configure(tmp_path)
+    (tmp_path / "log.csv").write_text(
+        "timestamp, index, temperature.gpu, utilization.gpu [%]\n"
+        "2026/05/01 10:00:00.000, 0, 41, 7 %\n2026/05/01 10:01:00.000, 0, 55, 99 %\n"
+    )
+    done = ask(tmp_path, "--once", "--replay", "log.csv", "--fields", "temperature,energy,reasons")
+    ((gpu,),) = [group["gpus"] for group in json.loads(done.stdout)]
+    assert (gpu["temperature"], gpu["energy"], gpu["reasons"]["energy"]) == (41, None, "not in the log")
+    assert "gpu_utilization" not in gpu["reasons"]
+
+
 def test_version_and_module(tmp_path: Path) -> None:
     done = ask(tmp_path, "--version")
     assert (done.returncode, done.stdout.split()[0]) == (0, "gpu_monitor")

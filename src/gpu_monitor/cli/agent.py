@@ -103,7 +103,7 @@ def _pace(loaded: Loaded) -> Pace:
 
 def _once(args: argparse.Namespace, loaded: Loaded) -> int:
     fields = parse_fields(args.fields)
-    chosen = choose_source(args, loaded)
+    chosen = choose_source(args, loaded, SystemClock().now())
     if chosen.warning:
         note(f"gpu_monitor: {chosen.warning}")
     try:
