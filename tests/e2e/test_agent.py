@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tests.e2e.program import ask, configure, query, running
 from tests.e2e.waiting import until
+from tests.fakes.server import ServerProcess
 
 
 def rows(store: Path, sql: str) -> list[tuple[object, ...]]:
@@ -153,3 +154,29 @@ def test_without_a_gpu_it_warns_and_records_the_host(tmp_path: Path) -> None:
     assert len(table) >= 4
     assert query(store, "SELECT count(*) FROM samples_raw") == [(0,)]
     assert query(store, "SELECT count(*) FROM gpus") == [(0,)]
+
+
+def test_a_server_named_while_the_agent_runs_gets_reports_and_one_taken_away_no_more(tmp_path: Path) -> None:
+    store, console = tmp_path / "gpu_metrics.db", tmp_path / "console.txt"
+    config = configure(tmp_path)
+
+    def periods() -> int:
+        return len(rows(store, "SELECT DISTINCT period FROM reports"))
+
+    with ServerProcess(tmp_path) as server, running(
+        tmp_path, "-c", str(config), "--simulate", "1", "--speed", "3000", "--start", "-24h"
+    ) as process:  # fmt: skip
+        until(lambda: periods() >= 2, "two hours")
+        assert rows(store, "SELECT 1 FROM attempts") == []
+        configure(tmp_path, server={"url": server.url, "contract_number": "1"})
+        process.send_signal(signal.SIGHUP)
+        until(lambda: len(server.held()) >= 2, "reports")
+        configure(tmp_path)
+        process.send_signal(signal.SIGHUP)
+        until(lambda: "server.url was removed" in console.read_text(), "the end of sending")
+        until(lambda: not rows(store, "SELECT 1 FROM attempts WHERE verdict IS NULL"), "the last answer")
+        tried, known = rows(store, "SELECT count(*) FROM attempts"), periods()
+        until(lambda: periods() >= known + 2, "two more hours")
+        assert rows(store, "SELECT count(*) FROM attempts") == tried
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=10) == 0

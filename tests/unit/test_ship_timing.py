@@ -429,3 +429,29 @@ def test_each_rejected_report_has_a_line_with_its_period(
     starts = ["2023-11-14T23:00:00+00:00", "2023-11-15T00:00:00+00:00", "2023-11-15T01:00:00+00:00"]
     assert [text.split(" was rejected")[0] for text in told] == [f"report of {start}" for start in starts]
     assert all(text.endswith(f"gpu_monitor resend {start}") for text, start in zip(told, starts, strict=True))
+
+
+def test_without_a_server_nothing_is_tried_until_one_is_named(tmp_path: Path) -> None:
+    line = Line(tmp_path, hours=2)
+    ledger = Ledger(line.writer, "1", 300)
+    line.shipper = Shipper(line.writer, ledger, None, line.clock, line.stop)
+    line.run(HOUR)
+    assert line.log == []
+    assert line.writer.value("SELECT count(*) FROM attempts") == 0
+    line.shipper.change(ledger, lambda: line.sink)
+    line.run(1)
+    assert line.states() == ["sent", "sent"]
+
+
+def test_a_server_that_is_taken_away_gets_nothing_more_not_even_what_is_due(tmp_path: Path) -> None:
+    ledgers: list[Ledger] = []
+
+    def take_one(parcel: Parcel) -> Outcome | None:
+        line.shipper.change(ledgers[0], None)
+        return None
+
+    line = Line(tmp_path, take_one, hours=5)
+    ledgers.append(Ledger(line.writer, "1", 300))
+    line.run(DAY)
+    assert line.log == [(0.0, 0)]
+    assert line.states() == ["sent", "pending", "pending", "pending", "pending"]

@@ -21,6 +21,9 @@ _LOOK_SECONDS = 60.0
 _TURN_SECONDS = 60.0
 """While older reports are being worked off, the newest gets a turn this often."""
 _SHORTEST_PAUSE = 0.5
+_IDLE_SECONDS = 86400.0
+"""Nowhere to send to: the settings that name a server wake the shipper up."""
+SinkFactory = Callable[[], Sink]
 _TOLD_SECONDS = 3660.0
 """Failure and recovery are told in pairs, one an hour: a server that takes every other report would fill the
 log. A minute more than the hour for which a log holds back what it has said."""
@@ -33,14 +36,15 @@ class Shipper:
     """Delivers the ledger's reports through a sink. One thread at a time.
 
     The store's writer is never held while something is sent. The sink is made at the first send, so an
-    agent that has nothing to send does not load what sending needs.
+    agent that has nothing to send does not load what sending needs. Without a sink factory nothing is sent
+    until `change` gives one.
     """
 
     def __init__(
         self,
         writer: Writer,
         ledger: Ledger,
-        sink_factory: Callable[[], Sink],
+        sink_factory: SinkFactory | None,
         clock: Clock,
         stop: threading.Event,
     ) -> None:
@@ -57,10 +61,13 @@ class Shipper:
         self._last_sent: float | None = None
         self._is_failing = False
         self._failing_told: float | None = None
-        self._fresh: tuple[Ledger, Callable[[], Sink]] | None = None
+        self._fresh: tuple[Ledger, SinkFactory | None] | None = None
 
-    def change(self, ledger: Ledger, sink_factory: Callable[[], Sink]) -> None:
-        """Take other settings from the next run on (the configuration was read again); whatever held it back is over."""
+    def change(self, ledger: Ledger, sink_factory: SinkFactory | None) -> None:
+        """Take other settings before the next request (the configuration was read again); None: send no more.
+
+        Whatever held it back is over.
+        """
         self._fresh = (ledger, sink_factory)
 
     def run_once(self) -> float:
@@ -69,6 +76,8 @@ class Shipper:
         Raises StorageError where the ledger cannot be written; nothing is sent that is not on record.
         """
         self._take_over()
+        if self._sink_factory is None:
+            return _IDLE_SECONDS
         self._settle()
         self._notice_resend()
         try:
@@ -79,10 +88,13 @@ class Shipper:
         return self._pause()
 
     def _drain(self) -> bool:
-        """Send while something is due and the server takes it; False where a minute was not enough."""
+        """Send while something is due and the server takes it; False where a run must follow at once.
+
+        That is where a minute was not enough, or other settings came.
+        """
         began = self._clock.monotonic()
         while not self._stop.is_set() and self._gate.wait() <= 0:
-            if self._clock.monotonic() - began > _LOOK_SECONDS:
+            if self._fresh is not None or self._clock.monotonic() - began > _LOOK_SECONDS:
                 return False
             tries = self._begin()
             if not tries:
@@ -176,6 +188,7 @@ class Shipper:
 
     def _deliver(self, tries: Sequence[Try]) -> None:
         if self._sink is None:
+            assert self._sink_factory is not None  # run_once goes no further without
             self._sink = self._sink_factory()
         self._is_settled = False
         outcomes = self._sink.send([one.parcel for one in tries])

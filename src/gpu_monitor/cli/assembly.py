@@ -20,7 +20,7 @@ from gpu_monitor.agent.recovery import Machine
 from gpu_monitor.agent.retain import Limits, Retention
 from gpu_monitor.agent.rollup import Rollup
 from gpu_monitor.agent.service import Parts
-from gpu_monitor.agent.ship import Shipper
+from gpu_monitor.agent.ship import Shipper, SinkFactory
 from gpu_monitor.agent.store import LOCAL_NODE, Store
 from gpu_monitor.agent.waiting import Queue
 from gpu_monitor.agent.xids import XidWatch
@@ -179,15 +179,21 @@ def _build(
     )  # fmt: skip
 
     def apply(fresh: Loaded) -> None:
-        if (fresh.settings.server.url is None) != (current[0].settings.server.url is None):
-            _LOG.warning("server.url was set or removed: restart the agent to begin or end sending")
-        current[0] = fresh
-        if shipper is not None and fresh.settings.server.url is not None:
+        before, current[0] = current[0].settings.server.url, fresh
+        if shipper is not None:
             shipper.change(_ledger(writer, current), _sink_factory(current, stop))
+            _say_target(before, fresh.settings.server.url)
         retention.limits = _limits(fresh.settings)
         store.plan = keep_plan(writer, fresh.settings.collection.aggregation_interval_hours, clock.now())
 
     return Assembly(parts, chosen.describe, stop, notifier, apply)
+
+
+def _say_target(before: str | None, now: str | None) -> None:
+    if before is not None and now is None:
+        _LOG.warning("server.url was removed: no report is sent any more, the hours are kept as ever")
+    elif now is not None and now != before:
+        _LOG.info("reports go to %s from now on", now)
 
 
 def _reading(read: Callable[[float, Span], Round], current: list[Loaded]) -> Callable[[float, Span], Round]:
@@ -236,8 +242,8 @@ def _shipper(
     stop: threading.Event,
     stack: contextlib.ExitStack,
 ) -> Shipper | None:
-    """What ships the ledger, None where nothing is to be sent. `current` holds the settings in force."""
-    if args.offline or current[0].settings.server.url is None:
+    """What ships the ledger, None where --offline forbids it. `current` holds the settings in force."""
+    if args.offline:
         return None
     shipper = Shipper(writer, _ledger(writer, current), _sink_factory(current, stop), clock, stop)
     stack.callback(shipper.close)
@@ -249,8 +255,10 @@ def _ledger(writer: Writer, current: list[Loaded]) -> Ledger:
     return Ledger(writer, str(server.contract_number), server.spread_seconds)
 
 
-def _sink_factory(current: list[Loaded], stop: threading.Event) -> Callable[[], HttpSink]:
-    """Makes a sink for the settings in force at that time."""
+def _sink_factory(current: list[Loaded], stop: threading.Event) -> SinkFactory | None:
+    """Makes a sink for the settings in force at that time; None while they name no server."""
+    if current[0].settings.server.url is None:
+        return None
 
     def open_sink() -> HttpSink:
         server = current[0].settings.server
