@@ -10,8 +10,10 @@ import unicodedata
 import pytest
 
 from gpu_monitor.agent.ask import Group
-from gpu_monitor.cli.output import cell, groups_csv, groups_json, table
-from gpu_monitor.core.terminal_text import CONTROLS, clean, clean_name, escape_json
+from gpu_monitor.agent.sends import SendRow
+from gpu_monitor.cli.output import cell, groups_csv, groups_json, json_text, table
+from gpu_monitor.cli.sends import print_detail, print_list
+from gpu_monitor.core.terminal_text import CONTROLS, clean, clean_lines, clean_name, escape_json
 from gpu_monitor.sources.gpu.nvml_child.library import Library
 from gpu_monitor.sources.recorded.cells import Dimension, parse_cell
 from gpu_monitor.sources.recorded.devices import RowSkipped, device_of, parse_uuid
@@ -24,7 +26,7 @@ RAISED = [*range(0x20), *range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x206
 def test_every_control_and_direction_mark_is_known() -> None:
     assert all(CONTROLS.match(chr(code)) for code in RAISED)
     cleaned = {chr(code) for code in range(0x11000) if CONTROLS.match(chr(code))}
-    assert {unicodedata.category(one) for one in cleaned} == {"Cc", "Cf", "Zl", "Zp"}
+    assert {unicodedata.category(one) for one in cleaned} == {"Cc", "Cf", "Cs", "Zl", "Zp"}
 
 
 @pytest.mark.parametrize(
@@ -74,6 +76,36 @@ def test_csv_and_tables_hold_no_control_character() -> None:
     out = io.StringIO()
     table(["name"], [[EVIL]], out)
     assert not CONTROLS.search(out.getvalue().replace("\n", ""))
+
+
+def test_json_reads_back_as_it_is_in_one_line_or_many() -> None:
+    value = {"a\nb": [EVIL, "\udcff", {"c": 1.5, "d": None, "é": "é"}]}
+    for indent in (None, 1):
+        text = json_text(value, indent)
+        assert not CONTROLS.search(text.replace("\n", ""))
+        assert json.loads(text) == value
+        assert text.encode()  # no half of a pair is left that could not be printed
+        assert '"é": "é"' in text
+    assert len(json_text(value).splitlines()) == 1
+
+
+def test_messages_keep_their_lines() -> None:
+    assert clean_lines("what\x1b[2J failed\n  on \u202ewhat\r") == "what [2J failed\n  on  what "
+
+
+SENT = SendRow(1_710_943_200, 3600, 2, 1_710_946_800.0, 1_710_946_900.0, f"no: {EVIL}", EVIL, "sent", 1, None)
+
+
+def test_what_a_server_said_is_shown_and_cannot_command_the_terminal() -> None:
+    for show in (lambda *a, **k: print_list([a[0]], a[1], **k), print_detail):
+        text, records = io.StringIO(), io.StringIO()
+        show(SENT, text)
+        show(SENT, records, as_json=True)
+        assert not CONTROLS.search((text.getvalue() + records.getvalue()).replace("\n", ""))
+        assert f"no: {SHOWN}" in text.getvalue()
+        found = json.loads(records.getvalue())
+        record = found[0] if isinstance(found, list) else found
+        assert (record["last_error"], record["uid"]) == (SENT.last_error, EVIL)
 
 
 def test_json_reads_back_as_stored_and_is_printed_escaped() -> None:

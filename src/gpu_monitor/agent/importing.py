@@ -18,6 +18,7 @@ from gpu_monitor.agent.rollup import Outline, Refresh, Rollup
 from gpu_monitor.core.buckets import PeriodPlan
 from gpu_monitor.core.errors import LogUnreadable, UsageError
 from gpu_monitor.core.model import Identity, Status
+from gpu_monitor.core.terminal_text import clean
 from gpu_monitor.sources.recorded.log import STDIN, RecordedLog
 from gpu_monitor.sources.recorded.rows import Findings, ReadOptions, RecordedDevice, RecordedRow
 from gpu_monitor.sources.recorded.survey import Survey
@@ -235,7 +236,7 @@ class _History:
             self._kept = kept
         report.step, report.interval = step, kept
         self._step = step
-        self._files.append(ImportedFile(Path(report.name).name, report.counts))
+        self._files.append(ImportedFile(clean(Path(report.name).name), report.counts))
         for binner in self._binners.values():
             binner.step, binner.file = step, len(self._files) - 1
         log = ready.log

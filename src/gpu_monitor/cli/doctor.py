@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import re
 import sys
@@ -35,11 +34,13 @@ from gpu_monitor.agent.health_machine import (
 )
 from gpu_monitor.cli.asking import find_store
 from gpu_monitor.cli.options import Formatter, add_config
+from gpu_monitor.cli.output import json_text
 from gpu_monitor.cli.service import find_status
 from gpu_monitor.config.load import Loaded, environment, read_token
 from gpu_monitor.config.model import Settings
 from gpu_monitor.core.clock import SystemClock
 from gpu_monitor.core.errors import EXIT_DONE, EXIT_FAILED, ConfigError, GpuMonitorError
+from gpu_monitor.core.terminal_text import clean
 from gpu_monitor.sinks.exchange import Courier, Failure, Request
 from gpu_monitor.sources.gpu.nvml import NvmlSettings, open_nvml
 from gpu_monitor.storage.database import Reader
@@ -101,9 +102,9 @@ def _print(check: Check, stream: TextIO) -> None:
         just_fix_windows_console()
         colours = {Level.OK: Fore.GREEN, Level.WARNING: Fore.YELLOW, Level.PROBLEM: Fore.RED}
         level = f"{colours[check.level]}{level}{Style.RESET_ALL}"
-    print(f"{level}  {check.name:<15}  {check.text}", file=stream, flush=True)
+    print(f"{level}  {check.name:<15}  {clean(check.text)}", file=stream, flush=True)
     for line in (check.advice or "").splitlines():
-        print(f"{'':26}{line.strip()}", file=stream, flush=True)
+        print(f"{'':26}{clean(line.strip())}", file=stream, flush=True)
 
 
 def _print_json(found: Sequence[Check], stream: TextIO) -> None:
@@ -115,7 +116,7 @@ def _print_json(found: Sequence[Check], stream: TextIO) -> None:
             for one in found
         ],
     }
-    stream.write(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    stream.write(json_text(record, indent=1) + "\n")
 
 
 def _checks(named: str | None, uses_network: bool) -> Iterator[Check]:

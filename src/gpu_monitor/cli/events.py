@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import textwrap
 from collections import Counter
@@ -29,9 +28,10 @@ from gpu_monitor.agent.usage import PLAYED
 from gpu_monitor.cli.asking import open_reader
 from gpu_monitor.cli.labels import gpu_label, recorded_text, table_width
 from gpu_monitor.cli.options import Formatter, add_config, add_format, add_node, add_span
-from gpu_monitor.cli.output import note, records_csv
+from gpu_monitor.cli.output import json_text, note, records_csv
 from gpu_monitor.core.clock import SystemClock
 from gpu_monitor.core.errors import EXIT_DONE, EXIT_NOTHING, UsageError
+from gpu_monitor.core.terminal_text import clean
 from gpu_monitor.core.times import format_duration, format_time, parse_moment
 from gpu_monitor.storage.database import Reader
 
@@ -193,15 +193,13 @@ def _stamp(moment: float) -> str:
 
 
 def _print_json(answer: Answer, stream: TextIO) -> None:
-    lines = ",\n  ".join(
-        json.dumps(_record(entry, answer.node), ensure_ascii=False) for entry in answer.entries
-    )
+    lines = ",\n  ".join(json_text(_record(entry, answer.node)) for entry in answer.entries)
     head = {
         "since": format_time(round(answer.since)),
         "until": format_time(round(answer.until)),
         "node": answer.node,
     }
-    opened = json.dumps(head, ensure_ascii=False)[:-1]
+    opened = json_text(head)[:-1]
     stream.write(f'{opened}, "events": [' + (f"\n  {lines}\n" if lines else "") + "]}\n")
 
 
@@ -248,7 +246,7 @@ def _names(found: Sequence[Card]) -> dict[str, str]:
 def _where(entry: Entry, names: dict[str, str]) -> str:
     if entry.uid is None:
         address = (entry.detail or {}).get("pci_bus_id")
-        return "node" if address is None else str(address)
+        return "node" if address is None else clean(str(address))
     return names.get(entry.uid, entry.uid[:_UID_COLUMNS])
 
 

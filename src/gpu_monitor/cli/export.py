@@ -22,10 +22,9 @@ from gpu_monitor.agent.ask import node_number, parse_fields
 from gpu_monitor.agent.extract import TIMESTAMP, Batch, Extract, Style
 from gpu_monitor.cli.asking import find_store
 from gpu_monitor.cli.options import Formatter, add_config, add_format, add_node, add_span
-from gpu_monitor.cli.output import cell, note
+from gpu_monitor.cli.output import cell, json_text, note
 from gpu_monitor.core.clock import SystemClock
 from gpu_monitor.core.errors import EXIT_DONE, EXIT_NOTHING, GpuMonitorError, UsageError
-from gpu_monitor.core.terminal_text import escape_json
 from gpu_monitor.core.times import format_time, parse_moment
 from gpu_monitor.storage.database import Reader
 
@@ -242,14 +241,10 @@ def _csv_text(value: Any) -> str:
     return buffer.getvalue()[: -len(",0\n")]
 
 
-def _json_text(value: Any) -> str:
-    return escape_json(json.dumps(value, ensure_ascii=False))
-
-
 def _json_label(name: str) -> str:
     return json.dumps(name) + ": "
 
 
-_JSON = Style(", ", _json_label, "null", _json_text)
+_JSON = Style(", ", _json_label, "null", json_text)
 _STYLES = {"csv": Style(",", lambda name: "", "", _csv_text), "json": _JSON, "jsonl": _JSON}
 _WRITERS = {"csv": _write_csv, "json": _write_json, "jsonl": _write_lines}

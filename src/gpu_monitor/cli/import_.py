@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping
 from datetime import timedelta, timezone, tzinfo
@@ -15,11 +14,12 @@ from gpu_monitor.agent.ask import load_plan
 from gpu_monitor.agent.importing import FileReport, ImportReport, Progress, Target, plan_tasks, run_import
 from gpu_monitor.agent.ledger import refresh
 from gpu_monitor.cli.options import Formatter, add_config
-from gpu_monitor.cli.output import note
+from gpu_monitor.cli.output import json_text, note
 from gpu_monitor.config.load import Loaded, load
 from gpu_monitor.core.buckets import PeriodPlan
 from gpu_monitor.core.clock import SystemClock
 from gpu_monitor.core.errors import EXIT_DONE, EXIT_FAILED, EXIT_NOTHING, UsageError
+from gpu_monitor.core.terminal_text import clean
 from gpu_monitor.core.times import format_duration, format_time, parse_duration, parse_moment
 from gpu_monitor.sources.recorded.rows import Lines, ReadOptions
 from gpu_monitor.storage.database import Writer
@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
         finally:
             writer.close()
     if args.json:
-        print(json.dumps(_as_json(report, args.dry_run), ensure_ascii=False, indent=1))
+        print(json_text(_as_json(report, args.dry_run), indent=1))
     else:
         _print(report, args.dry_run, sys.stdout)
     return _exit_code(report)
@@ -143,7 +143,7 @@ def _progress(stream: TextIO) -> Progress:
         return lambda name, done, size: None
 
     def draw(name: str, done: int, size: int) -> None:
-        share = done / size if size else 1.0
+        share, name = done / size if size else 1.0, clean(name)
         bar = ("#" * round(share * _BAR)).ljust(_BAR, ".")
         end = "\r" + " " * (len(name) + _BAR + 12) + "\r" if done >= size else ""
         print(f"\r{name} [{bar}] {share:4.0%}", end=end, file=stream, flush=True)
@@ -156,7 +156,7 @@ def _print(report: ImportReport, is_dry: bool, stream: TextIO) -> None:
         if file.error is not None and not file.rows:
             continue
         for line in _lines(file, is_dry):
-            print(line, file=stream)
+            print(clean(line), file=stream)
     for node, outlines in report.periods.items():
         if not outlines:
             continue

@@ -8,6 +8,7 @@ from typing import TextIO
 
 from gpu_monitor.agent.ask import Asked
 from gpu_monitor.agent.chronicle import recorded
+from gpu_monitor.core.terminal_text import clean
 from gpu_monitor.core.times import format_time
 
 PIPED_WIDTH = 80
@@ -18,7 +19,7 @@ _MAKERS = re.compile(r"^((NVIDIA|GeForce|Tesla|Graphics Device)\s+)+", re.IGNORE
 
 def short_name(name: str | None) -> str:
     """`H100 80GB` of `NVIDIA H100 80GB HBM3`: the words after the maker's that fit into 12 columns."""
-    rest: str = _MAKERS.sub("", (name or "").strip())
+    rest: str = _MAKERS.sub("", clean(name or "").strip())
     if len(rest) <= _LONGEST:
         return rest
     words: list[str] = re.findall(r"[ -]?[^ -]+", rest) or [rest]

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from gpu_monitor import __version__
 from gpu_monitor.cli.options import Formatter, join_times
 from gpu_monitor.core.errors import EXIT_FAILED, GpuMonitorError
+from gpu_monitor.core.terminal_text import clean_lines
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "service": ("gpu_monitor.cli.service", "install, inspect or remove the OS service"),
@@ -122,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(handler(args))
     except GpuMonitorError as error:
-        print(f"gpu_monitor: {error}", file=sys.stderr)
+        print(f"gpu_monitor: {clean_lines(str(error))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("gpu_monitor: interrupted", file=sys.stderr)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TextIO
 
 from gpu_monitor.agent.ask import Group
-from gpu_monitor.core.terminal_text import clean, escape_json
+from gpu_monitor.core.terminal_text import clean, clean_lines, escape_json
 from gpu_monitor.core.times import format_time
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -24,13 +24,19 @@ def cell(value: Any) -> Any:
         return ""
     if isinstance(value, (list, tuple)):
         flat = all(not isinstance(one, (dict, list)) for one in value)
-        return cell(";".join(str(one) for one in value) if flat else json.dumps(value, ensure_ascii=False))
+        return cell(";".join(str(one) for one in value) if flat else json_text(value))
     if isinstance(value, dict):
-        return cell(json.dumps(value, ensure_ascii=False) if value else None)
+        return cell(json_text(value) if value else None)
     if isinstance(value, str):
         shown = clean(value)
         return "'" + shown if value.startswith(_FORMULA) else shown
     return value
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """A value as JSON that reads back as it is, with the control characters of its texts escaped."""
+    lines = json.dumps(value, ensure_ascii=False, indent=indent).split("\n")
+    return "\n".join(escape_json(line) for line in lines)
 
 
 def _records_json(records: Iterable[Mapping[str, Any]], stream: TextIO) -> None:
@@ -38,7 +44,7 @@ def _records_json(records: Iterable[Mapping[str, Any]], stream: TextIO) -> None:
     stream.write("[")
     separator = "\n"
     for record in records:
-        stream.write(separator + escape_json(json.dumps(record, ensure_ascii=False)))
+        stream.write(separator + json_text(record))
         separator = ",\n"
     stream.write("\n]\n" if separator == ",\n" else "]\n")
 
@@ -90,4 +96,4 @@ def records_csv(header: Sequence[str], rows: Iterable[Mapping[str, Any]], stream
 
 def note(text: str) -> None:
     """A message for people, on stderr."""
-    print(text, file=sys.stderr)
+    print(clean_lines(text), file=sys.stderr)

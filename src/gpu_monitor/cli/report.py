@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from gpu_monitor.agent.usage import By, Line, Question, Usage, usage
 from gpu_monitor.cli.asking import find_store
 from gpu_monitor.cli.labels import recorded_text
 from gpu_monitor.cli.options import Formatter, add_config, add_format, add_node, add_span
-from gpu_monitor.cli.output import note, records_csv
+from gpu_monitor.cli.output import json_text, note, records_csv
 from gpu_monitor.cli.report_table import print_table
 from gpu_monitor.config.load import Loaded
 from gpu_monitor.core.clock import SystemClock
@@ -205,7 +204,7 @@ def _print_json(answer: Answer, stream: TextIO) -> None:
         "totals": answer.totals,
         "notes": answer.notes,
     }
-    stream.write(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    stream.write(json_text(record, indent=1) + "\n")
 
 
 def _print_csv(answer: Answer, stream: TextIO) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
 from gpu_monitor.cli.labels import gpu_label, table_width
+from gpu_monitor.core.terminal_text import clean
 
 _LEAST_KEY = 8
 _SLACK = 0.001
@@ -41,7 +42,7 @@ def print_table(lines: Sequence[Line], total: Line, key: str, currency: str | No
 def _names(lines: Sequence[Line], key: str, room: int, is_whole: bool) -> list[str]:
     """What the lines are about; a GPU by index, name and uid. `is_whole`: a uid may be looked up, so it is not cut."""
     if key != "uid":
-        return _shortened([str(line[key]) for line in lines], room)
+        return _shortened([clean(str(line[key])) for line in lines], room)
     labels = [gpu_label(line["index"], line["name"]) for line in lines]
     width = max((len(label) for label in labels), default=0)
     names = [

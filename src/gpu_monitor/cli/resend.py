@@ -13,6 +13,7 @@ from gpu_monitor.cli.asking import find_store
 from gpu_monitor.cli.options import Formatter, add_config
 from gpu_monitor.core.clock import SystemClock
 from gpu_monitor.core.errors import EXIT_DONE, EXIT_FAILED, EXIT_NOTHING, UsageError
+from gpu_monitor.core.terminal_text import clean
 from gpu_monitor.core.times import format_time, parse_moment, parse_range
 from gpu_monitor.storage.database import Reader, Writer
 
@@ -97,9 +98,9 @@ def _resend(path: Path, node: int, chosen: Sequence[Owed], now: float) -> int:
         writer.close()
     counts = Counter(_NAMES[one.state] for one in chosen)
     said = ", ".join(f"{count} {name}" for name, count in counts.items())
-    print(f"{asked} reports will be sent ({said}); a running agent begins within a minute")
+    print(f"{_reports(asked)} will be sent ({said}); a running agent begins within a minute")
     if gone:
-        print(f"{gone} reports cannot be built any more: their hours are past their age", file=sys.stderr)
+        print(f"{_reports(gone)} cannot be built any more: past their age", file=sys.stderr)
     return EXIT_DONE if asked else EXIT_FAILED
 
 
@@ -136,11 +137,15 @@ def _chosen(
 
 def _list(chosen: Sequence[Owed]) -> None:
     for one in chosen[:_SHOWN]:
-        reason = f": {one.reason}" if one.reason else ""
+        reason = f": {clean(one.reason)}" if one.reason else ""
         print(f"{format_time(one.period.start)}  {_NAMES[one.state]}{reason}")
     if len(chosen) > _SHOWN:
         print(f"... and {len(chosen) - _SHOWN} more")
-    print(f"{len(chosen)} reports would be sent; nothing was changed")
+    print(f"{_reports(len(chosen))} would be sent; nothing was changed")
+
+
+def _reports(count: int) -> str:
+    return f"{count} report{'' if count == 1 else 's'}"
 
 
 def _agrees(count: int) -> bool:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, TextIO
 
 from gpu_monitor.agent.sends import SendRow
+from gpu_monitor.cli.output import json_text
+from gpu_monitor.core.terminal_text import clean
 from gpu_monitor.core.times import format_time
 
 _HEADER = "Aggregation Time | Attempts | First Attempt | Last Attempt | Last Error | UID | Sent"
@@ -27,7 +28,7 @@ def print_list(
 ) -> None:
     """One line per period, newest first; title and header stand also where there is none."""
     if as_json:
-        lines = ",\n".join(json.dumps(_record(row, naive), ensure_ascii=False) for row in rows)
+        lines = ",\n".join(json_text(_record(row, naive)) for row in rows)
         stream.write(f"[\n{lines}\n]\n" if rows else "[]\n")
         return
     stream.write(f"Send Attempts:\n{_HEADER}\n")
@@ -46,7 +47,7 @@ def summary(rows: Sequence[SendRow], has_server: bool) -> str:
 def print_detail(row: SendRow, stream: TextIO, *, naive: bool = False, as_json: bool = False) -> None:
     """The delivery of one period, a line per column."""
     if as_json:
-        stream.write(json.dumps(_record(row, naive), ensure_ascii=False) + "\n")
+        stream.write(json_text(_record(row, naive)) + "\n")
         return
     names = _HEADER.split(" | ")
     lines = (f"{name}: {cell}\n" for name, cell in zip(names, _cells(row, naive), strict=True))
@@ -68,7 +69,7 @@ def _cells(row: SendRow, naive: bool) -> list[str]:
 @lru_cache(maxsize=256)
 def _cell(text: str | None) -> str:
     """One line a period: what a server wrote into its answer must not look like a row or a column."""
-    return "None" if text is None else " ".join(text.replace("|", "/").split())
+    return "None" if text is None else " ".join(clean(text).replace("|", "/").split())
 
 
 def _time(epoch: float | None, naive: bool) -> str | None:
