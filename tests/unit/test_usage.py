@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from gpu_monitor.agent.collect import Absence
-from gpu_monitor.agent.shares import Presence, Sighting
-from gpu_monitor.agent.tally import Figures, figures
 from gpu_monitor.agent.usage import By, Line, Question, Usage, usage
 from gpu_monitor.core.model import GpuProcess, Identity
+from gpu_monitor.core.shares import Presence, Sighting
+from gpu_monitor.core.tally import Figures, figures
 from gpu_monitor.storage.database import Reader
 from tests.made_stores import CARD, GIB, HOUR, OTHER, PRETENDED, MadeStore
 

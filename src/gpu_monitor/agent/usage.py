@@ -15,8 +15,9 @@ from math import ceil
 from typing import Protocol
 
 from gpu_monitor.agent.ask import Asked
-from gpu_monitor.agent.shares import Presence, Sighting, Users
-from gpu_monitor.agent.tally import HOUR_SUMS, ROW_SUMS, Tally
+from gpu_monitor.agent.tally import HOUR_SUMS, ROW_SUMS
+from gpu_monitor.core.shares import Presence, Sighting, Users
+from gpu_monitor.core.tally import Tally
 from gpu_monitor.core.times import format_time
 from gpu_monitor.storage.database import Row
 from gpu_monitor.storage.tables import MAX_GPUS, key_floor, key_gpu, key_start
