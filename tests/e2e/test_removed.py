@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import signal
 import sqlite3
 from pathlib import Path
 
 import pytest
 
+from gpu_monitor.storage.locks import is_held, lock_path
 from tests.e2e.program import ask, configure, kill, query, running
 from tests.e2e.waiting import until
 
@@ -137,3 +139,41 @@ def test_a_log_overwritten_under_the_agent_is_not_called_stored(tmp_path: Path, 
     assert again.returncode == 0, again.stderr
     assert query(store, "PRAGMA integrity_check") == [("ok",)]
     assert query(store, "PRAGMA foreign_key_check") == []
+
+
+def test_a_lock_file_removed_with_the_store_is_there_again_and_keeps_a_second_agent_out(
+    tmp_path: Path, config: Path
+) -> None:
+    store, lock = tmp_path / "gpu_metrics.db", tmp_path / "gpu_metrics.db.agent"
+    with running(tmp_path, "-c", str(config), *WORDS) as agent:
+        until(lambda: starts(store), "a first interval")
+        for path in tmp_path.glob("gpu_metrics.db*"):
+            path.unlink()
+        until(lambda: is_held(lock), "the lock is held again")
+        until(lambda: starts(store), "the store is there again")
+        second = ask(tmp_path, "-c", str(config), *WORDS)
+        assert second.returncode == 1
+        assert f"pid {agent.pid}" in second.stderr
+        kill(agent)
+
+
+def test_an_agent_whose_store_was_taken_over_stops_and_writes_nothing_more(tmp_path: Path) -> None:
+    config = configure(tmp_path, logging={"file": None}, collection={"reading_seconds": 1})
+    store = tmp_path / "gpu_metrics.db"
+    with running(tmp_path, "-c", str(config), *WORDS) as first:
+        until(lambda: starts(store), "a first row")
+        first.send_signal(signal.SIGSTOP)
+        while is_held(lock_path(store)):  # not in the midst of writing
+            first.send_signal(signal.SIGCONT)
+            first.send_signal(signal.SIGSTOP)
+        for path in tmp_path.glob("gpu_metrics.db*"):
+            path.unlink()
+        with running(tmp_path, "-c", str(config), *WORDS) as second:
+            until(lambda: starts(store), "a row of the second agent")
+            first.send_signal(signal.SIGCONT)
+            assert first.wait(timeout=30) == 1
+            assert query(store, "SELECT pid, ended_how FROM runs") == [(second.pid, None)]
+            kill(second)
+    (kept,) = tmp_path.glob("gpu_metrics.db.deleted-*")
+    assert query(kept, "SELECT pid FROM runs") == [(first.pid,)]
+    assert f"another agent (pid {second.pid})" in (tmp_path / "console.txt").read_text()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sqlite3
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 from gpu_monitor.core.errors import StorageBusy
 from gpu_monitor.storage.database import Reader, Writer
 from gpu_monitor.storage.locks import FileLock, agent_path, holder, is_held, lock_path
+from gpu_monitor.storage.tenure import Tenure
 from gpu_monitor.storage.turn import Turn
 from tests.fakes.clock import FakeClock
 
@@ -104,6 +106,37 @@ def test_a_lock_file_that_was_removed_protects_again(tmp_path: Path) -> None:
     assert not second.try_acquire()
     first.close()
     second.close()
+
+
+def test_a_second_agent_is_told_of_the_first_in_a_third_of_a_second(tmp_path: Path) -> None:
+    first, clock = Tenure(tmp_path / "s.db"), FakeClock()
+    first.take()
+    began = clock.monotonic()
+    with pytest.raises(StorageBusy, match=f"pid {os.getpid()}"):
+        Tenure(tmp_path / "s.db", clock).take()
+    assert clock.monotonic() - began <= 0.35
+    first.close()
+    second = Tenure(tmp_path / "s.db")
+    second.take()
+    second.close()
+
+
+def test_an_agent_whose_lock_file_was_removed_has_it_again_unless_another_was_quicker(tmp_path: Path) -> None:
+    store = tmp_path / "s.db"
+    first, second = Tenure(store, FakeClock()), Tenure(store, FakeClock())
+    first.take()
+    agent_path(store).unlink()
+    assert first.rival() is None
+    assert is_held(agent_path(store)) is True
+    assert holder(agent_path(store)) == str(os.getpid())
+    agent_path(store).unlink()
+    second.take()
+    agent_path(store).write_text("4711\n")
+    assert first.rival() == "4711"
+    second.close()
+    assert first.rival() == "4711"  # it had its turn: what it wrote is not ours
+    assert is_held(agent_path(store)) is False
+    first.close()
 
 
 def test_two_who_look_do_not_take_each_other_for_a_holder(tmp_path: Path) -> None:

@@ -53,6 +53,8 @@ class Parts:
     alive_seconds: float | None = None
     """How often `watchdog` is to be called at least; None: nobody watches."""
     ready: Callable[[], None] = lambda: None
+    rival: Callable[[], str | None] = lambda: None
+    """The pid of another agent that took the store over, None while it is ours alone."""
     settle: Callable[[], None] = lambda: None
     """Writes what every start writes (node, identity, plan) into a store that was mended or is a new one."""
 
@@ -74,6 +76,7 @@ class Agent:
         self._announced = False
         self._overflows = False
         self._damaged = False
+        self._rival: str | None = None
         self._until: float | None = None
         self._schedule = Schedule(parts.clock)
         self._silent: dict[str, str] = {}
@@ -124,6 +127,8 @@ class Agent:
 
     def _finish(self) -> str | None:
         store, clock = self._parts.store, self._parts.clock
+        if not self._is_alone():
+            return self._leave()
         self._drain()
         try:
             self._lost += self._parts.queue.drain(store, clock.now())
@@ -137,6 +142,28 @@ class Agent:
                 f"the last {len(self._parts.queue)} interval(s) and the end of this run could not be stored"
             )
         return f"{self._lost} rows were lost while the store could not be written" if self._lost else None
+
+    def _is_alone(self) -> bool:
+        """Whether the store is still ours; else the agent stops, and writes to it no more."""
+        if self._rival is None:
+            try:
+                self._rival = self._parts.rival()
+            except StorageError as error:
+                _LOG.warning("%s", error)
+            if self._rival is not None:
+                _LOG.critical("another agent (pid %s) runs on this store: this one stops", self._rival)
+                self._stop.set()
+        return self._rival is None
+
+    def _leave(self) -> str:
+        """Save what only we have open; the rest is the other agent's, with what it says of the time between."""
+        parts, left = self._parts, len(self._parts.queue)
+        text = f"another agent (pid {self._rival}) took this store over; {left} interval(s) were not stored"
+        try:
+            keep_orphan(parts.store.writer, parts.clock, lambda: parts.ballast(False))
+        except StorageError as error:
+            return f"{text}; {error}"
+        return text
 
     def change_pace(self, pace: Pace) -> None:
         """Take another pace as soon as intervals of both lengths begin together."""
@@ -166,6 +193,7 @@ class Agent:
 
     def _read(self, at: float, span: Span) -> Round:
         self._parts.watchdog()
+        self._is_alone()
         found = self._parts.read(at, span)
         lookup = self._parts.processes
         if lookup is not None and span is Span.WIDE:
@@ -234,7 +262,7 @@ class Agent:
     def _drain(self) -> None:
         """Store what waits; room is made, or a damaged store mended, and then it is tried once more."""
         parts = self._parts
-        if self._damaged and not self._mended():
+        if not self._is_alone() or (self._damaged and not self._mended()):
             return
         for _ in range(2):
             newest, waiting = parts.queue.newest_end(), len(parts.queue)

@@ -30,7 +30,7 @@ from gpu_monitor.config.load import Loaded, read_token, service_environment
 from gpu_monitor.config.model import Settings
 from gpu_monitor.core.buckets import PeriodPlan
 from gpu_monitor.core.clock import Clock
-from gpu_monitor.core.errors import ConfigError, StorageBusy
+from gpu_monitor.core.errors import ConfigError
 from gpu_monitor.core.model import Identity, Round, Span
 from gpu_monitor.core.ports import HostSource, ProcessLookup
 from gpu_monitor.service.notify import Notifier
@@ -42,13 +42,11 @@ from gpu_monitor.sources.host.reading import open_host
 from gpu_monitor.sources.runner import SourceRunner
 from gpu_monitor.storage.ballast import Ballast
 from gpu_monitor.storage.database import Writer
-from gpu_monitor.storage.locks import FileLock, agent_path, holder
 from gpu_monitor.storage.salvage import open_store
 from gpu_monitor.storage.tables import GPU_FIELDS
+from gpu_monitor.storage.tenure import Tenure
 
 _LOG = logging.getLogger("agent")
-_LOCK_PATIENCE = 2.0
-"""Seconds a start waits for the agent lock: a reader that looks whether it is held has it for a moment."""
 
 
 @dataclass
@@ -80,26 +78,6 @@ def _say_ready(notifier: Notifier, describe: str) -> None:
 
 
 @contextlib.contextmanager
-def agent_lock(store: Path) -> Iterator[None]:
-    """Be the one agent of `store`; StorageBusy naming the other's pid where there is one already."""
-    lock = FileLock(agent_path(store))
-    try:
-        lock.acquire(_LOCK_PATIENCE)
-    except StorageBusy:
-        lock.close()
-        pid = holder(agent_path(store)) or "unknown"
-        raise StorageBusy(
-            f"an agent (pid {pid}) already runs on {store}",
-            f"Stop it (kill {pid}), or set another database.file.",
-        ) from None
-    try:
-        lock.write_text(f"{os.getpid()}\n")
-        yield
-    finally:
-        lock.close()
-
-
-@contextlib.contextmanager
 def assemble(args: argparse.Namespace, loaded: Loaded) -> Iterator[Assembly]:
     """The agent that flags and settings ask for; everything is let go of at the end."""
     path = loaded.store
@@ -108,7 +86,8 @@ def assemble(args: argparse.Namespace, loaded: Loaded) -> Iterator[Assembly]:
             f"the folder {path.parent} of database.file does not exist", f"Run: mkdir -p {path.parent}"
         )
     with contextlib.ExitStack() as stack:
-        stack.enter_context(agent_lock(path))
+        tenure = stack.enter_context(contextlib.closing(Tenure(path)))
+        tenure.take()
         writer = open_store(path)
         stack.callback(writer.close)
         played = is_played(args)
@@ -119,7 +98,8 @@ def assemble(args: argparse.Namespace, loaded: Loaded) -> Iterator[Assembly]:
         stack.callback(chosen.source.close)
         if chosen.warning:
             _LOG.warning("recording the host only; GPUs are taken up as soon as they answer")
-        yield _build(args, loaded, writer, clock, chosen, stack)
+        assembly = _build(args, loaded, writer, clock, chosen, stack)
+        yield replace(assembly, parts=replace(assembly.parts, rival=tenure.rival))
 
 
 def known_gpus(writer: Writer) -> tuple[Identity, ...]:

@@ -90,16 +90,19 @@ class FileLock:
             handle = self._open()
             if not _try_lock(handle):
                 return False
-            if self._is_current(handle):
+            if self.is_current():
                 return True
             # Somebody removed the file, and whoever opens its name now locks another one: so must we.
             self.close()
 
-    def _is_current(self, handle: int) -> bool:
-        ours = os.fstat(handle)
+    def is_current(self) -> bool:
+        """Whether the file that is open, and may be locked, is the one at `path`; False where none is open."""
+        if self._handle is None:
+            return False
+        ours = os.fstat(self._handle)
         try:
             named = self.path.stat()
-        except FileNotFoundError:
+        except OSError:
             return False
         return (ours.st_dev, ours.st_ino) == (named.st_dev, named.st_ino)
 
