@@ -11,8 +11,9 @@ import pytest
 
 from gpu_monitor.agent.ask import Group
 from gpu_monitor.agent.sends import SendRow
-from gpu_monitor.cli.output import cell, groups_csv, groups_json, json_text, table
+from gpu_monitor.cli.output import groups_csv, groups_json, json_text, table
 from gpu_monitor.cli.sends import print_detail, print_list
+from gpu_monitor.core.spreadsheet import cell
 from gpu_monitor.core.terminal_text import CONTROLS, clean, clean_lines, clean_name, escape_json
 from gpu_monitor.sources.gpu.nvml_child.library import Library
 from gpu_monitor.sources.recorded.cells import Dimension, parse_cell

@@ -22,9 +22,10 @@ from gpu_monitor.agent.ask import node_number, parse_fields
 from gpu_monitor.agent.extract import TIMESTAMP, Batch, Extract, Style
 from gpu_monitor.cli.asking import find_store
 from gpu_monitor.cli.options import Formatter, add_config, add_format, add_node, add_span
-from gpu_monitor.cli.output import cell, json_text, note
+from gpu_monitor.cli.output import json_text, note
 from gpu_monitor.core.clock import SystemClock
 from gpu_monitor.core.errors import EXIT_DONE, EXIT_NOTHING, GpuMonitorError, UsageError
+from gpu_monitor.core.spreadsheet import cell
 from gpu_monitor.core.times import format_time, parse_moment
 from gpu_monitor.storage.database import Reader
 

@@ -9,28 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TextIO
 
 from gpu_monitor.agent.ask import Group
+from gpu_monitor.core.spreadsheet import cell
 from gpu_monitor.core.terminal_text import clean, clean_lines, escape_json
 from gpu_monitor.core.times import format_time
-
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
-
-
-def cell(value: Any) -> Any:
-    """One CSV cell: null is empty, lists are joined, control characters of a text become spaces.
-
-    A text that a spreadsheet would run gets a leading apostrophe.
-    """
-    if value is None:
-        return ""
-    if isinstance(value, (list, tuple)):
-        flat = all(not isinstance(one, (dict, list)) for one in value)
-        return cell(";".join(str(one) for one in value) if flat else json_text(value))
-    if isinstance(value, dict):
-        return cell(json_text(value) if value else None)
-    if isinstance(value, str):
-        shown = clean(value)
-        return "'" + shown if value.startswith(_FORMULA) else shown
-    return value
 
 
 def json_text(value: Any, indent: int | None = None) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from gpu_monitor.core.terminal_text import clean
+from gpu_monitor.core.terminal_text import clean, escape_json
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
@@ -19,9 +19,13 @@ def cell(value: Any) -> Any:
         return ""
     if isinstance(value, (list, tuple)):
         flat = all(not isinstance(one, (dict, list)) for one in value)
-        return cell(";".join(str(one) for one in value) if flat else json.dumps(value, ensure_ascii=False))
+        return cell(
+            ";".join(str(one) for one in value)
+            if flat
+            else escape_json(json.dumps(value, ensure_ascii=False))
+        )
     if isinstance(value, dict):
-        return cell(json.dumps(value, ensure_ascii=False) if value else None)
+        return cell(escape_json(json.dumps(value, ensure_ascii=False)) if value else None)
     if isinstance(value, str):
         shown = clean(value)
         return "'" + shown if value.startswith(_FORMULA) else shown
