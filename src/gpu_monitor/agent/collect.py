@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -72,12 +72,6 @@ _Sums = list[float]
 
 
 @dataclass
-class _Counter:
-    value: float
-    at: float
-
-
-@dataclass
 class _Interval:
     """What one device gave since the interval began."""
 
@@ -88,47 +82,79 @@ class _Interval:
     readings: int = 0
 
 
-_Table = dict[str, tuple[int, Metric]]
-_GPU_TABLE: _Table = {m.name: (_CODES[m.kind], m) for m in BY_NAME.values() if m.kind in _CODES}
-_HOST_TABLE: _Table = {m.name: (_CODES[m.kind], m) for m in HOST_METRICS}
+_Table = dict[str, tuple[int, float, float, "tuple[str, str] | None", Metric]]
+"""By name: kind, lowest and highest possible value, columns of the extremes (None: not kept), the metric."""
+
+
+def _table(metrics: Iterable[Metric]) -> _Table:
+    return {
+        m.name: (_CODES[m.kind], m.low, m.high, (f"{m.name}_min", f"{m.name}_max") if m.spread else None, m)
+        for m in metrics
+        if m.kind in _CODES
+    }
+
+
+_GPU_TABLE: _Table = _table(BY_NAME.values())
+_HOST_TABLE: _Table = _table(HOST_METRICS)
 
 
 class _Track:
-    """One device (or the host) across intervals: its counters go on, its sums start anew."""
+    """One device (or the host) across intervals: its counters go on, its sums start anew.
+
+    An interval's first reading waits as it came: where no other follows (at one second none does) its
+    values are the interval's, without sums in between.
+    """
 
     def __init__(self, table: _Table) -> None:
         self._table = table
-        self._counters: dict[str, _Counter] = {}
+        self._counters: dict[str, tuple[float, float]] = {}
+        self._only: tuple[Mapping[str, Value], float, float] | None = None
         self.interval = _Interval()
         self.states: dict[str, float | int | str] = {}
-        self.reasons: dict[str, str] = {}
-        self.resets: list[str] = []
+        self.reasons: Mapping[str, str] = {}
+        self.resets: list[tuple[str, float]] = []
         self.at: float | None = None
 
-    def add(self, values: Mapping[str, Value], at: float, longest: float) -> None:
+    def add(self, values: Mapping[str, Value], reasons: Mapping[str, str], at: float, longest: float) -> None:
         """Take a reading at `at`; it stands for the time since the last one, `longest` seconds at most."""
         elapsed = 0.0 if self.at is None else max(0.0, at - self.at)
         weight = min(elapsed, longest)
+        if self._only is not None:
+            self.settle()
         if elapsed > longest * 2.5:
             self._counters.clear()  # what the counters did in the hole belongs to no interval
         now = self.interval
         now.seconds += weight
         now.readings += 1
         self.at = at
+        self.reasons = reasons
+        if now.readings == 1:
+            self._only = values, weight, at
+        else:
+            self._sum(values, weight, at)
+
+    def settle(self) -> None:
+        """Make sums of the reading that waits, if one does."""
+        if self._only is not None:
+            only, self._only = self._only, None
+            self._sum(*only)
+
+    def _sum(self, values: Mapping[str, Value], weight: float, at: float) -> None:
+        now = self.interval
         table, gauges = self._table, now.gauges
         for name, value in values.items():
-            code, metric = table[name]
+            code, lowest, highest, _, _ = table[name]
             if code == _GAUGE:
                 mean: float
                 if isinstance(value, Spread):
-                    mean, low, high = value.mean, value.low, value.high
+                    mean, low, high, _ = value
                 elif isinstance(value, str):
-                    self.reasons[name] = Reason.INVALID
+                    self._invalid(name)
                     continue
                 else:
                     mean = low = high = value
-                if low < metric.low or high > metric.high:
-                    self.reasons[name] = Reason.INVALID
+                if low < lowest or high > highest:
+                    self._invalid(name)
                     continue
                 sums = gauges.get(name)
                 if sums is None:
@@ -147,42 +173,86 @@ class _Track:
                 if code == _FLAGS:
                     now.flags[name] = now.flags.get(name, 0) | int(value)
                 else:
-                    self._count(name, float(value), at)
+                    grown = self._grown(name, value, at)
+                    if grown is not None:
+                        total = now.totals.setdefault(name, [0.0, 0.0])
+                        total[0] += grown[0]
+                        total[1] += grown[1]
 
-    def _count(self, name: str, value: float, at: float) -> None:
-        """Add a counter's growth; after a reset it counts from zero."""
+    def _invalid(self, name: str) -> None:
+        # The reading's own reasons are not ours to change.
+        self.reasons = {**self.reasons, name: Reason.INVALID}
+
+    def _grown(self, name: str, value: float, at: float) -> tuple[float, float] | None:
+        """A counter's growth and the seconds it took, None where unknown; after a reset it counts from zero."""
         before = self._counters.get(name)
-        self._counters[name] = _Counter(value, at)
-        if before is None or at <= before.at:
-            return
-        growth, elapsed = value - before.value, at - before.at
+        self._counters[name] = (value, at)
+        if before is None or at <= before[1]:
+            return None
+        growth, elapsed = float(value - before[0]), at - before[1]
         if growth < 0:
-            self.resets.append(name)
-            growth = value
-        metric = self._table[name][1]
-        fastest = _FASTEST.get(name, metric.high)
+            self.resets.append((name, at))
+            growth = float(value)
+        fastest = _FASTEST.get(name) or self._table[name][2]
         if growth > fastest * elapsed:
-            self.reasons[name] = Reason.INVALID
-            return
-        total = self.interval.totals.setdefault(name, [0.0, 0.0])
-        total[0] += growth
-        total[1] += elapsed
+            self._invalid(name)
+            return None
+        return growth, elapsed
 
     def finish(self) -> tuple[float, dict[str, float]]:
         """Seconds covered and values by column; the next interval begins."""
         now, self.interval = self.interval, _Interval()
+        if self._only is not None:
+            (read, _, at), self._only = self._only, None
+            return now.seconds, self._alone(read, at)
         values: dict[str, float] = {}
         for name, (total, weight, low, high, last) in now.gauges.items():
             values[name] = total / weight if weight else last
-            if self._table[name][1].spread:
-                values[f"{name}_min"], values[f"{name}_max"] = low, high
+            ends = self._table[name][3]
+            if ends is not None:
+                values[ends[0]], values[ends[1]] = low, high
         for name, (growth, elapsed) in now.totals.items():
             values[name] = growth if self._table[name][0] == _TOTAL else growth / elapsed
         values.update(now.flags)
         return now.seconds, values
 
+    def _alone(self, read: Mapping[str, Value], at: float) -> dict[str, float]:
+        """The columns of an interval with one reading; an extreme that equals the mean is left out."""
+        table = self._table
+        values: dict[str, float] = {}
+        for name, value in read.items():
+            code, lowest, highest, ends, _ = table[name]
+            if code == _STATE:
+                self.states[name] = value  # type: ignore[assignment]
+            elif isinstance(value, Spread):
+                mean, low, high, _ = value
+                if code != _GAUGE:
+                    continue
+                if low < lowest or high > highest:
+                    self._invalid(name)
+                    continue
+                values[name] = mean
+                if ends is not None:
+                    values[ends[0]], values[ends[1]] = low, high
+            elif isinstance(value, str):
+                if code == _GAUGE:
+                    self._invalid(name)
+            elif code == _GAUGE:
+                if value < lowest or value > highest:
+                    self._invalid(name)
+                else:
+                    values[name] = value
+            elif code == _FLAGS:
+                values[name] = int(value)
+            else:
+                grown = self._grown(name, value, at)
+                if grown is not None:
+                    values[name] = grown[0] if code == _TOTAL else grown[0] / grown[1]
+        return values
+
     def cut(self) -> None:
         """Forget the time of the last reading: the next one stands for nothing before it."""
+        self.settle()
         self.at = None
         self._counters.clear()
 
@@ -233,16 +303,10 @@ class Collector:
             track = self._tracks[uid] = _Track(_GPU_TABLE)
         if uid in self._absent:
             self._found(uid, at)
-        track.reasons = dict(reading.reasons)
-        track.add(reading.values, at, self.longest)
+        track.add(reading.values, reading.reasons, at, self.longest)
         self._fresh.add(uid)
         if reading.processes is not None:
             self._processes[uid] = reading.processes
-        for name in track.resets:
-            self._events.append(
-                Event(at, "counter_reset", f"the {name} counter began anew", "info", uid, {"metric": name})
-            )
-        track.resets.clear()
 
     def _miss(self, uid: str | None, at: float, cause: str) -> None:
         """The device gave nothing at `at`: its gap began with the last reading."""
@@ -269,7 +333,7 @@ class Collector:
 
     def add_host(self, reading: HostReading, at: float) -> None:
         """Take one reading of the machine."""
-        self._host.add(reading.values, at, self.longest)
+        self._host.add(reading.values, {}, at, self.longest)
 
     def note(self, event: Event) -> None:
         """Keep an event with the next collection."""
@@ -296,6 +360,7 @@ class Collector:
     def close(self, start: int, interval: int) -> Collection:
         """End the interval and hand over what it gave; a device seen only at one instant covers nothing of it."""
         rows = [self._row(uid, *self._tracks[uid].finish()) for uid in self._ordered()]
+        self._tell_resets()
         gpus = tuple(row for row in rows if row.seconds > 0)
         machine = self._host.finish()
         host = machine if machine[0] > 0 else None
@@ -315,6 +380,13 @@ class Collector:
         self._events.clear()
         self._absences.clear()
         return result
+
+    def _tell_resets(self) -> None:
+        for uid, track in self._tracks.items():
+            for name, at in track.resets:
+                text = f"the {name} counter began anew"
+                self._events.append(Event(at, "counter_reset", text, "info", uid, {"metric": name}))
+            track.resets.clear()
 
     def _ordered(self) -> list[str]:
         """The devices that answered, in the order of their index."""
@@ -339,6 +411,7 @@ class Collector:
 
 def _peek(track: _Track) -> tuple[float, dict[str, float]]:
     """What `finish` would give, without ending the interval."""
+    track.settle()
     kept = track.interval
     result = track.finish()
     track.interval = kept
