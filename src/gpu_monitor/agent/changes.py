@@ -20,6 +20,9 @@ _COUNTS = {
 }
 _ACTION = "recovery_action"
 _DRIVER = "driver_version"
+_WATCHED = (*_COUNTS, _ACTION)
+_NOTHING = (None,) * len(_WATCHED)
+"""What a reading of the cheap values alone has of them."""
 
 
 @dataclass
@@ -27,6 +30,7 @@ class _Seen:
     """What is known of one device. `throttled`: since when; `last`: the last reading that saw it."""
 
     states: dict[str, object] = field(default_factory=dict)
+    watched: tuple[object, ...] = _NOTHING
     throttled: float | None = None
     last: float = 0.0
     mask: int = 0
@@ -48,12 +52,19 @@ class ChangeWatch:
         for device in devices:
             if device.status is not Status.OK:
                 continue
-            seen = self._seen.setdefault(device.identity.uid, _Seen())
-            mask = device.values.get("throttle_reasons")
-            if isinstance(mask, int):
-                found += _throttling(seen, mask & ~HARMLESS_REASONS, device.identity.uid, at)
-            found += _changed(seen, device, at)
-            found += self._other_driver(device, at)
+            uid, read = device.identity.uid, device.values.get
+            seen = self._seen.get(uid)
+            if seen is None:
+                seen = self._seen[uid] = _Seen()
+            mask = read("throttle_reasons")
+            if isinstance(mask, int) and (mask & ~HARMLESS_REASONS or seen.throttled is not None):
+                found += _throttling(seen, mask & ~HARMLESS_REASONS, uid, at)
+            watched = tuple(map(read, _WATCHED))
+            if watched not in (seen.watched, _NOTHING):
+                found += _changed(seen, device, at)
+                seen.watched = watched
+            if self._driver is not None:
+                found += self._other_driver(device, at)
         return found
 
     def _other_driver(self, device: DeviceReading, at: float) -> Iterator[Event]:

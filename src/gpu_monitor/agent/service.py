@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from gpu_monitor import __version__
@@ -208,21 +208,22 @@ class Agent:
         changes = self._changes.events(found.devices, at)
         if changes:
             found = replace(found, events=(*found.events, *changes))
-        names = {device.identity.uid: _name(device.identity) for device in found.devices}
-        for event in found.events:
-            level = logging.INFO if event.severity == "info" else logging.WARNING
-            where = names.get(event.uid, event.uid) if event.uid else "node"
-            _LOG.log(level, "%s: %s", where, event.message)
-        self._say_changes(found, names)
-        return found
-
-    def _say_changes(self, found: Round, names: Mapping[str, str]) -> None:
-        """Log when a device (or all of them) stops or begins to give readings."""
         silent = {
             d.identity.uid: d.cause or d.status.value for d in found.devices if d.status is not Status.OK
         }
         if found.paused:
             silent[""] = found.paused
+        if found.events or silent or self._silent:
+            self._say(found, silent)
+        return found
+
+    def _say(self, found: Round, silent: dict[str, str]) -> None:
+        """Log what happened, and when a device (or all of them) stops or begins to give readings."""
+        names = {device.identity.uid: _name(device.identity) for device in found.devices}
+        for event in found.events:
+            level = logging.INFO if event.severity == "info" else logging.WARNING
+            where = names.get(event.uid, event.uid) if event.uid else "node"
+            _LOG.log(level, "%s: %s", where, event.message)
         for uid, cause in silent.items():
             if self._silent.get(uid) != cause:
                 _LOG.warning("%s: no readings: %s", names.get(uid, "all GPUs"), cause)

@@ -200,7 +200,7 @@ class Store:
 
     def _write_changes(self, connection: sqlite3.Connection, number: int, row: GpuRow, at: float) -> None:
         states = self._states.setdefault(number, {})
-        for key, value in row.states.items():
+        for key, value in row.states.items() if states != row.states else ():
             if states.get(key) != value:
                 connection.execute(
                     "INSERT OR REPLACE INTO states VALUES (?, ?, ?, ?)", (number, key, at, value)

@@ -24,6 +24,8 @@ _ABSENT: dict[Status, Mapping[str, str]] = {
     status: dict.fromkeys(sorted(_ALL_NAMES), reason) for status, reason in _WHY.items()
 }
 _THROTTLE = "throttle_time"
+_MOST_KEPT = 256
+"""Sets of missing metrics: a card has a handful, and more come only of a driver that fails at random."""
 
 
 def identity_of(sent: tuple[Any, ...]) -> Identity:
@@ -64,6 +66,7 @@ class Shaper:
 
     def __init__(self) -> None:
         self._throttle = ThrottleTimes()
+        self._reasons: dict[tuple[object, ...], Mapping[str, str]] = {}
 
     def reading(
         self,
@@ -81,13 +84,27 @@ class Shaper:
         for name in impossible:
             del values[name]
             reasons[name] = Reason.INVALID
-        if span is Span.FAST:
-            reasons[_THROTTLE] = Reason.PENDING  # a counter: once an interval is enough
-        for name in _FAST_NAMES if span is Span.FAST else _ALL_NAMES:
-            if name not in values and name not in reasons:
-                reasons[name] = Reason.UNSUPPORTED
         found = None if processes is None else tuple(GpuProcess(*process) for process in processes)
-        return DeviceReading(identity, Status.OK, values, reasons, found)
+        return DeviceReading(
+            identity, Status.OK, values, self._completed(values, reasons, span is Span.FAST), found
+        )
+
+    def _completed(
+        self, values: Mapping[str, Any], reasons: dict[str, str], is_fast: bool
+    ) -> Mapping[str, str]:
+        """`reasons` with one for every metric that is missing: nearly always those of the reading before."""
+        key = (is_fast, *values, *reasons.items())
+        known = self._reasons.get(key)
+        if known is None:
+            if is_fast:
+                reasons[_THROTTLE] = Reason.PENDING  # a counter: once an interval is enough
+            for name in _FAST_NAMES if is_fast else _ALL_NAMES:
+                if name not in values and name not in reasons:
+                    reasons[name] = Reason.UNSUPPORTED
+            if len(self._reasons) >= _MOST_KEPT:
+                self._reasons.clear()
+            known = self._reasons[key] = reasons
+        return known
 
 
 def _check(values: dict[str, Any]) -> list[str]:
@@ -100,7 +117,7 @@ def _check(values: dict[str, Any]) -> list[str]:
         low, high = _LIMITS[name]
         if kind is tuple:
             if low <= value[1] and value[2] <= high:
-                values[name] = Spread(*value)
+                values[name] = Spread._make(value)
             else:
                 impossible.append(name)
         elif not low <= value <= high:
