@@ -18,11 +18,11 @@ _TIMES = ("today", "yesterday", "-1h", "-24h", "-7d")
 _LISTS = ("--fields",)
 
 EXAMPLES = """examples:
-  bash   echo 'eval "$(gpu_monitor completion bash)"' >> ~/.bashrc
-  zsh    echo 'eval "$(gpu_monitor completion zsh)"' >> ~/.zshrc      (after compinit)
-  fish   gpu_monitor completion fish > ~/.config/fish/completions/gpu_monitor.fish
+  echo 'eval "$(gpu_monitor completion bash)"' >> ~/.bashrc
+  echo 'eval "$(gpu_monitor completion zsh)"' >> ~/.zshrc
+  gpu_monitor completion fish > ~/.config/fish/completions/gpu_monitor.fish
 
-They complete for both names of the program, gpu_monitor and gpu-monitor."""
+The line in ~/.zshrc must stand below compinit. They complete for both names of the program, gpu_monitor and gpu-monitor."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

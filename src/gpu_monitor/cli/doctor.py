@@ -51,7 +51,7 @@ _NETWORK_SECONDS = 5.0
 _MINIMUM = re.compile(r"^([A-Za-z0-9._-]+)[^;]*?>=\s*([0-9.]+)")
 
 EXAMPLES = """examples:
-  gpu_monitor doctor                   each check: ok, warning or problem, and what to do next
+  gpu_monitor doctor                   each check, and what to do next
   gpu_monitor doctor --network         also ask the server whether it is there
   gpu_monitor doctor --json            for scripts
   sudo gpu_monitor doctor -c /etc/gpu_monitor/config.json

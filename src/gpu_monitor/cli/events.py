@@ -48,10 +48,10 @@ _FIELDS = (
 _WORDS = {GAP: ("gap", "gaps"), "xid": ("Xid", "Xids"), "throttle_started": ("throttling", "throttlings")}
 
 EXAMPLES = """examples:
-  gpu_monitor events                               the last 24 hours
-  gpu_monitor events --since -7d --gpu 1           what was wrong with GPU 1
-  gpu_monitor events --kind gap                    when there was no data, and why
-  gpu_monitor events --severity error -f json      errors and worse, with all details
+  gpu_monitor events                           the last 24 hours
+  gpu_monitor events --since -7d --gpu 1       what was wrong with GPU 1
+  gpu_monitor events --kind gap                when there was no data, and why
+  gpu_monitor events --severity error -f json  errors and worse, in full
 
 A gap is a stretch without data, listed where it began. With --gpu the gaps of the whole node are listed
 too, because that GPU has no data in them either; the node's events are not. An index or address is the

@@ -34,8 +34,8 @@ _BAR = 30
 EXAMPLES = """examples:
   gpu_monitor export > everything.csv
   gpu_monitor export --since -30d -o month.csv
-  gpu_monitor export --hourly --fields uid,power_usage,power_usage_max,coverage -f json
-  gpu_monitor export --since 2024-03-01 --until 2024-04-01 --fields all -f jsonl | gzip > march.gz
+  gpu_monitor export --hourly --fields uid,power_usage,coverage -f json
+  gpu_monitor export --since -30d --fields all -f jsonl | gzip > month.gz
 
 csv and json are what -sc prints; jsonl is one row a line, with its timestamp. Rows whose interval
 starts in the span are taken. A file named with -o appears whole or not at all."""
@@ -61,7 +61,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--raw", action="store_true", default=False, help="the rows of each interval (the default)"
     )
     kinds.add_argument("--hourly", action="store_true", default=False, help="the aggregates of whole periods")
-    add("--fields", metavar="LIST", help="all, or names with commas (default: the twelve)")
+    add("--fields", metavar="LIST", help="all, or names with commas (default: the twelve main ones)")
     add("--naive", action="store_true", default=argparse.SUPPRESS, help="local times without offset")
     add_format(parser, ("csv", "json", "jsonl"), "csv")
     add("-o", "--output", metavar="FILE", help="write into this file, not to stdout")

@@ -27,7 +27,7 @@ from gpu_monitor.storage.database import Writer
 _EXAMPLES = """examples:
   gpu_monitor import gpu.csv                            nvidia-smi --query-gpu=… --format=csv; node `gpu`
   gpu_monitor import gpu.csv.1 gpu.csv --node trainer   a rotated log as history of one machine
-  gpu_monitor import old.csv --columns timestamp,index,utilization.gpu,memory.used
+  gpu_monitor import old.csv --columns timestamp,index,memory.used
   gpu_monitor import gpu.csv --timezone Europe/Berlin   times without offset were written there
   gpu_monitor import dmon.log --start '2026-07-14 08:12:38' --step 10
   zcat gpu.csv.gz | gpu_monitor import - --node trainer

@@ -28,13 +28,13 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 _EXAMPLES = """examples:
   gpu_monitor                          run the agent in the foreground
-  gpu_monitor --once                   one reading of every GPU, printed, not stored
+  gpu_monitor --once                   one reading, printed, not stored
   gpu_monitor -sc                      the last stored collection
   gpu_monitor -sc -2h -f csv           the collection two hours ago, as CSV
   gpu_monitor -sc 2024-03-20T14:00     the aggregates of that hour
   gpu_monitor -sc yesterday..today --hourly --fields all
   gpu_monitor -ls                      what was sent, tried and is still owed
-  gpu_monitor report --since -7d       GPU-hours, idle hours and energy of a week
+  gpu_monitor report --since -7d       GPU-hours, idle hours, energy of a week
   gpu_monitor --simulate 8:h100        run on simulated GPUs
 
 exit codes: 0 done, 1 failed, 2 wrong usage, 3 nothing found, 78 bad configuration"""
@@ -101,7 +101,11 @@ def _add_asking_options(parser: argparse.ArgumentParser) -> None:
         help="the last collection; a full hour: its aggregates; else the nearest; A..B a range",
     )  # fmt: skip
     add("-f", "--output-format", choices=("json", "csv"), default="json", help="format of -sc (default json)")
-    add("--fields", metavar="LIST", help="columns of -sc: all, or names with commas (default: the twelve)")
+    add(
+        "--fields",
+        metavar="LIST",
+        help="columns of -sc: all, or names with commas (default: the twelve main ones)",
+    )
     add("--raw", action="store_true", help="rows of each interval, also for a full hour")
     add("--hourly", action="store_true", help="aggregates, also for a range or the newest")
     add("--host", action="store_true", help="the machine (CPU, memory, disk, network) instead of its GPUs")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import textwrap
 from collections.abc import Sequence
 
 _TIME_OPTIONS = frozenset(
@@ -20,6 +21,9 @@ _TIME_OPTIONS = frozenset(
         "--timezone",
     )
 )
+_EXPLAINED = re.compile(r"( +\S.*?) {2,}(\S.*)")
+"""An example line: a command, and two spaces or more behind it what it does."""
+_BELOW = 6
 _RELATIVE = re.compile(r"^-\s*\d")
 
 
@@ -62,8 +66,37 @@ def add_format(parser: argparse.ArgumentParser, choices: Sequence[str], default:
     )  # fmt: skip
 
 
-class Formatter(argparse.RawDescriptionHelpFormatter):
-    """Help with our own line breaks in examples, at most 100 columns."""
+class Formatter(argparse.HelpFormatter):
+    """Help that fits the terminal: prose is wrapped anew, examples keep their lines, the same on each Python."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=30)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "\n\n".join(_block(block.splitlines(), width) for block in text.strip().split("\n\n"))
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        """`-c, --config CONFIG`: one metavar per option, as Python prints it from 3.13 on."""
+        if not action.option_strings or action.nargs == 0:
+            return super()._format_action_invocation(action)
+        value = self._format_args(action, self._get_default_metavar_for_optional(action))
+        return f"{', '.join(action.option_strings)} {value}"
+
+
+def _block(lines: Sequence[str], width: int) -> str:
+    """A paragraph in lines of `width`; of examples that do not fit, the explanations go below the commands."""
+    if not any(line.startswith("  ") for line in lines):
+        return textwrap.fill(" ".join(lines), width, break_long_words=False, break_on_hyphens=False)
+    if all(len(line) <= width for line in lines):
+        return "\n".join(lines)
+    return "\n".join(_below(line, width) for line in lines)
+
+
+def _below(line: str, width: int) -> str:
+    explained = _EXPLAINED.match(line)
+    if explained is None:
+        return line
+    margin = " " * _BELOW
+    return explained[1] + "\n" + textwrap.fill(
+        explained[2], width, initial_indent=margin, subsequent_indent=margin, break_on_hyphens=False
+    )  # fmt: skip

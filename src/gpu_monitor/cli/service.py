@@ -8,6 +8,7 @@ import os
 import sys
 from pathlib import Path
 
+from gpu_monitor.cli.options import Formatter
 from gpu_monitor.config import load
 from gpu_monitor.core.errors import (
     EXIT_DONE,
@@ -31,7 +32,7 @@ EXAMPLES = """examples:
   gpu_monitor service install --user            a service of your own, without root
   gpu_monitor service status                    whether it runs, since when, where its files are
   sudo gpu_monitor service uninstall            stop and remove it; what it recorded stays
-  sudo gpu_monitor service uninstall --purge    and delete what it recorded (asks first)
+  sudo gpu_monitor service uninstall --purge    the same, and delete what it recorded (asks first)
 
 It uses systemd on Linux, launchd on macOS, NSSM on Windows (service name GPU-Monitor).
 """
@@ -44,11 +45,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="install, look at or remove the agent as a service of this machine",
         description="Run the agent as a service: started at boot, restarted when it ends.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=Formatter,
     )
     parser.set_defaults(handler=run)
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    install = actions.add_parser("install", help="write the service and start it, now and at every boot")
+    text = "write the service and start it, now and at every boot"
+    install = actions.add_parser("install", help=text, description=_sentence(text), formatter_class=Formatter)
     # The program itself has these two as well: where they are given before the command, they hold here.
     install.add_argument(
         "-c",
@@ -57,10 +59,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         default=argparse.SUPPRESS,
         help="run it with this configuration file",
     )
-    status = actions.add_parser(
-        "status", help="say whether it is installed and runs (exit code 3: not installed)"
+    text = "say whether it is installed and runs (exit code 3: not installed)"
+    status = actions.add_parser("status", help=text, description=_sentence(text), formatter_class=Formatter)
+    text = "stop and remove the service; what it recorded stays"
+    uninstall = actions.add_parser(
+        "uninstall", help=text, description=_sentence(text), formatter_class=Formatter
     )
-    uninstall = actions.add_parser("uninstall", help="stop and remove the service; what it recorded stays")
     uninstall.add_argument("--purge", action="store_true", help="also delete what it recorded (asks first)")
     uninstall.add_argument("--yes", action="store_true", help="do not ask")
     for action in (install, status, uninstall):
@@ -74,6 +78,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
             default=argparse.SUPPRESS,
             help="show every file and command, change nothing",
         )
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def run(arguments: argparse.Namespace) -> int:
