@@ -88,6 +88,16 @@ def test_json_and_csv_hold_the_same(folder: Path) -> None:
     assert found["totals"][0]["energy_estimated_kwh"] == 0.072
 
 
+def test_days_are_utc_and_say_so(folder: Path) -> None:
+    """Also for who lives elsewhere: 14:00 UTC is the next morning on Kiritimati."""
+    asked = ("report", *SPAN, "--by", "day")
+    heading, columns, day = ask(folder, *asked, TZ="Pacific/Kiritimati").stdout.splitlines()[:3]
+    assert heading.startswith("Usage by day (UTC), 2024-03-20T14:00:00+00:00 to ")
+    assert (columns.split()[:2], day.split()[0]) == (["day", "(UTC)"], "2024-03-20")
+    found = json.loads(ask(folder, *asked, "-f", "json", TZ="Pacific/Kiritimati").stdout)
+    assert (found["timezone"], [line["day"] for line in found["lines"]]) == ("UTC", ["2024-03-20"])
+
+
 def test_the_price_of_the_configuration(folder: Path) -> None:
     configure(folder, report={"price_per_kwh": 2, "currency": "CHF"})
     found = json.loads(ask(folder, "report", *SPAN, "-f", "json").stdout)

@@ -27,6 +27,7 @@ from gpu_monitor.storage.database import Reader
 _DAYS = 7
 _FIGURES = tuple(field.name for field in fields(Figures))
 _KEYS = {By.GPU: ("uid", "index", "name", "source"), By.NODE: ("node",), By.USER: ("user",), By.DAY: ("day",)}
+_HEADINGS = {By.DAY: "day (UTC)"}
 
 EXAMPLES = """examples:
   gpu_monitor report                               each GPU over the last 7 days
@@ -35,12 +36,12 @@ EXAMPLES = """examples:
   gpu_monitor report --since 2024-03-01 --until 2024-04-01 -f csv > march.csv
 
 Coverage is what was recorded of what could have been: the span times its GPUs. Idle: utilisation
-below 5 %. Held: idle with memory in use (256 MiB or more). Energy comes from the hardware counter;
+below 5 %, on the mean of an interval. Held: idle with memory in use (256 MiB or more). Energy comes from the hardware counter;
 where there is none it is the power added up over time, marked with ~ and in a column of its own
 (energy_estimated_kwh). Unknown is -, or null, never 0.
 
 By user: a GPU's time belongs to the users whose processes were on it, split equally where there were
-several; time with none is (nobody). Their coverage is that of all GPUs.
+several; time with none is (nobody). Their coverage is that of all GPUs. By day: from 00:00 to 24:00 UTC.
 
 Whole periods are taken from their aggregates, pieces of periods and the last hour from the stored
 rows; by user, rows are taken where they are still kept, and whole periods are split by time before
@@ -62,7 +63,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add_span(parser, f"{_DAYS} days before --until")
     add_node(parser)
     parser.add_argument(
-        "--by", choices=[by.value for by in By], default=By.GPU.value, help="one line per … (default: gpu)"
+        "--by",
+        choices=[by.value for by in By],
+        default=By.GPU.value,
+        help="a line for each GPU, node, user or day in UTC (default: gpu)",
     )
     parser.add_argument(
         "--price", type=float, metavar="P", help="price of a kilowatt-hour (default: report.price_per_kwh)"
@@ -198,6 +202,7 @@ def _print_json(answer: Answer, stream: TextIO) -> None:
         "since": _stamp(answer.since),
         "until": _stamp(answer.until),
         "by": answer.by.value,
+        "timezone": "UTC",
         "price_per_kwh": answer.price,
         "currency": None if answer.price is None else answer.currency,
         "lines": answer.lines,
@@ -217,7 +222,9 @@ def _print_csv(answer: Answer, stream: TextIO) -> None:
 
 
 def _print_table(answer: Answer, stream: TextIO) -> None:
-    stream.write(f"Usage by {answer.by.value}, {_stamp(answer.since)} to {_stamp(answer.until)}\n")
+    stream.write(
+        f"Usage by {_HEADINGS.get(answer.by, answer.by.value)}, {_stamp(answer.since)} to {_stamp(answer.until)}\n"
+    )
     key = "uid" if answer.by is By.GPU else answer.by.value
     currency = None if answer.price is None else answer.currency
     for total in answer.totals:
