@@ -12,6 +12,7 @@ from gpu_monitor import __version__
 from gpu_monitor.agent.beat import Beat, Hooks, Pace
 from gpu_monitor.agent.changes import ChangeWatch, known_states
 from gpu_monitor.agent.collect import Absence, Collection
+from gpu_monitor.agent.ending import EndingClock
 from gpu_monitor.agent.recovery import Machine, begin_run, end_run, insert_run
 from gpu_monitor.agent.resume import Running, resume_run
 from gpu_monitor.agent.retain import Retention
@@ -90,11 +91,14 @@ class Agent:
             parts.watchdog,
             parts.alive_seconds,
         )
+        self._hooks = hooks
         self._beat = Beat(pace, hooks, parts.clock, stop)
 
     def run(self, until: float | None = None) -> str | None:
         """Collect until stopped, or until the clock says `until`; what could not be stored, None: nothing."""
         parts = self._parts
+        if until is not None:
+            self._beat = Beat(self._pace, self._hooks, EndingClock(parts.clock, until), self._stop)
         first = self._beat.first()
         self._first = self._began = first
         try:
