@@ -22,12 +22,15 @@ RANK = {package: rank for rank, line in enumerate(LAYERS) for package in line}
 
 # Where each third party lives. The empty list means: anywhere but core.
 HOMES = {
+    "alembic": ["gpu_monitor.server.store"],
     "apscheduler": ["gpu_monitor.agent.schedule"],
     "colorama": ["gpu_monitor.cli"],
     "msgspec": [],
+    "psycopg": ["gpu_monitor.server.store"],
     "psutil": ["gpu_monitor.sources.host"],
     "pynvml": ["gpu_monitor.sources.gpu.nvml"],
     "requests": ["gpu_monitor.sinks"],
+    "sqlalchemy": ["gpu_monitor.server"],
     "tenacity": ["gpu_monitor.sinks", "gpu_monitor.agent.ship"],
     "urllib3": ["gpu_monitor.sinks"],
 }

@@ -73,6 +73,10 @@ class StorageForeign(StorageError):
     """The file is not ours, or was written by a newer version: it is left untouched."""
 
 
+class StorageUnreachable(StorageError):
+    """The database server does not answer now; what was acknowledged is in it."""
+
+
 class Retryable(GpuMonitorError):
     """A delivery failed and may be tried again after `after` seconds (None: as the back-off says)."""
 

@@ -11,7 +11,7 @@ Times are REAL seconds since 1970 UTC, text is text, JSON is text that msgspec w
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal, cast
 
 from sqlalchemy import (
     BigInteger,
@@ -27,6 +27,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    literal,
 )
 from sqlalchemy.sql.elements import ColumnElement
 
@@ -34,6 +35,9 @@ from gpu_monitor.core.catalogue import DEFAULT_FIELDS, HOST_METRICS, SAMPLED, Ki
 
 Stat = Literal["mean", "min", "max"]
 metadata = MetaData()
+
+BigId = BigInteger().with_variant(Integer, "sqlite")
+"""Counts rows without end: 64 bits everywhere (in SQLite an INTEGER, which alone may be the rowid)."""
 
 COVER: tuple[tuple[str, int], ...] = (
     ("samples", 0),
@@ -76,12 +80,12 @@ def metric_columns(metrics: tuple[Metric, ...]) -> list[Column[int]]:
 
 def value_of(table: Table, metric: Metric, stat: Stat = "mean") -> ColumnElement[float]:
     """The value of a metric in its documented unit (a float; NULL where unknown), for SELECTs over history."""
-    whole: ColumnElement[int] = table.c[metric.name]
+    whole: ColumnElement[Any] = table.c[metric.name]
     if stat == "min" and has_extremes(metric):
         whole = whole - table.c[f"{metric.name}_lo"]
     if stat == "max" and has_extremes(metric):
         whole = whole + table.c[f"{metric.name}_hi"]
-    return whole / float(scale_of(metric))
+    return cast("ColumnElement[float]", whole / literal(float(scale_of(metric)), Double))
 
 
 # --- who -----------------------------------------------------------------------------------------------
@@ -123,7 +127,7 @@ gpus = Table(
     Column("source", Text, nullable=False),
     Column("simulated", Boolean, nullable=False),  # source simulated or replay
     Column("name", Text),
-    Column("identity", Integer, ForeignKey("facts.id")),  # the newest one
+    Column("identity", BigId, ForeignKey("facts.id")),  # the newest one
     Column("first_hour", Integer, nullable=False),
     Column("last_hour", Integer, nullable=False),
     UniqueConstraint("agent", "uid", "source"),
@@ -132,7 +136,7 @@ gpus = Table(
 facts = Table(
     "facts",
     metadata,
-    Column("id", Integer, primary_key=True),
+    Column("id", BigId, primary_key=True),
     Column("digest", LargeBinary(16), nullable=False, unique=True),  # first half of SHA-256 over `body`
     Column("body", Text, nullable=False),
 )
@@ -143,7 +147,7 @@ facts = Table(
 receipts = Table(
     "receipts",
     metadata,
-    Column("id", Integer, primary_key=True),
+    Column("id", BigId, primary_key=True),
     Column("agent", Integer, ForeignKey("nodes.id"), nullable=False),
     Column("hour", Integer, nullable=False),
     Column("period_seconds", Integer, nullable=False),
@@ -187,6 +191,7 @@ aggregates = Table(
     Column("extra", Text),  # unknown fields of the entry, as JSON
     UniqueConstraint("hour", "agent", "gpu", name="aggregates_key"),
     Index("aggregates_gpu", "agent", "gpu", "hour"),
+    postgresql_partition_by="RANGE (hour)",
 )
 """One GPU over one period. PostgreSQL: partitioned by month of `hour`."""
 
@@ -202,7 +207,7 @@ host_hours = Table(
 gaps = Table(
     "gaps",
     metadata,
-    Column("id", Integer, primary_key=True),
+    Column("id", BigId, primary_key=True),
     Column("hour", Integer, nullable=False),
     Column("agent", Integer, nullable=False),
     Column("uid", Text),  # NULL: the whole node
@@ -217,7 +222,7 @@ gaps = Table(
 events = Table(
     "events",
     metadata,
-    Column("id", Integer, primary_key=True),
+    Column("id", BigId, primary_key=True),
     Column("hour", Integer, nullable=False),
     Column("agent", Integer, nullable=False),
     Column("time", Double, nullable=False),
@@ -233,7 +238,7 @@ events = Table(
 processes = Table(
     "processes",
     metadata,
-    Column("id", Integer, primary_key=True),
+    Column("id", BigId, primary_key=True),
     Column("hour", Integer, nullable=False),
     Column("agent", Integer, nullable=False),
     Column("uid", Text, nullable=False),
@@ -259,7 +264,7 @@ processes = Table(
 quarantine = Table(
     "quarantine",
     metadata,
-    Column("id", Integer, primary_key=True),
+    Column("id", BigId, primary_key=True),
     Column(
         "kind", Text, nullable=False
     ),  # entry: one GPU of a stored report; early: a report from the future
@@ -295,6 +300,7 @@ samples = Table(
     *(Column(m.name, _type(m)) for m in LIVE_METRICS),
     UniqueConstraint("time", "agent", "gpu", name="samples_key"),
     Index("samples_gpu", "agent", "gpu", "time"),
+    postgresql_partition_by="RANGE (time)",
 )
 """Live minutes, kept a week. PostgreSQL: partitioned by day of `time`."""
 
@@ -341,7 +347,7 @@ fleet_hours = Table(
 changes = Table(
     "changes",
     metadata,
-    Column("seq", Integer, primary_key=True, autoincrement=False),  # assigned under the writer's lock
+    Column("seq", BigId, primary_key=True, autoincrement=False),  # assigned under the writer's lock
     Column("time", Double, nullable=False),
     Column("kind", Text, nullable=False),  # report, samples, node, alert
     Column("agent", Integer),
@@ -349,6 +355,15 @@ changes = Table(
     Index("changes_time", "time"),
 )
 """What each commit touched: alerts and live pages follow it. Rows older than an hour are dropped."""
+
+watches = Table(
+    "watches",
+    metadata,
+    Column("process", Text, primary_key=True),  # a server process, by a random name
+    Column("node", Text, primary_key=True),  # nodes.uuid
+    Column("until", Double, nullable=False),  # by the database's clock: a process that died watches nothing
+)
+"""Nodes that somebody looks at now, told from process to process on PostgreSQL; empty on SQLite."""
 
 # --- watching ----------------------------------------------------------------------------------------------
 
@@ -412,7 +427,7 @@ engine_state = Table(
 outbox = Table(
     "outbox",
     metadata,
-    Column("id", Integer, primary_key=True),
+    Column("id", BigId, primary_key=True),
     Column("alert", Text, nullable=False),
     Column("moment", Text, nullable=False),  # fired, resolved
     Column("channel", Text, nullable=False),
@@ -429,8 +444,8 @@ outbox = Table(
 deliveries = Table(
     "deliveries",
     metadata,
-    Column("id", Integer, primary_key=True),
-    Column("outbox", Integer, nullable=False),
+    Column("id", BigId, primary_key=True),
+    Column("outbox", BigId, nullable=False),
     Column("time", Double, nullable=False),
     Column("channel", Text, nullable=False),
     Column("ok", Boolean, nullable=False),
@@ -499,10 +514,18 @@ tokens = Table(
     Index("tokens_node", "node"),
 )
 
+versions = Table(
+    "versions",
+    metadata,
+    Column("name", Text, primary_key=True),  # access: counted up with every change that takes a right away
+    Column("number", Integer, nullable=False),
+)
+"""How other processes notice that what they hold in memory is out of date."""
+
 audit = Table(
     "audit",
     metadata,
-    Column("id", Integer, primary_key=True),
+    Column("id", BigId, primary_key=True),
     Column("time", Double, nullable=False),
     Column("actor", Text, nullable=False),
     Column("action", Text, nullable=False),

@@ -1,0 +1,79 @@
+"""Databases for the server's tests: `database` and `store` come on SQLite and on PostgreSQL."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gpu_monitor.server.store.engine import Store, open_store
+from tests.server.postgres import WHY_NOT, Cluster, running_cluster
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """A running PostgreSQL cluster, one for each worker of the tests; skipped loudly where there is none."""
+    if WHY_NOT:
+        pytest.skip(WHY_NOT)
+    with running_cluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite file with every table and no row, to be copied."""
+    path = tmp_path_factory.mktemp("template") / "server.db"
+    open_store(f"sqlite:///{path}").close()
+    return path
+
+
+@pytest.fixture(scope="session")
+def postgresql_template(cluster: Cluster) -> str:
+    """The name of such a database in the cluster."""
+    url = cluster.create()
+    open_store(url).close()
+    name = url.partition("?")[0].rpartition("/")[2]
+    cluster.execute(f"ALTER DATABASE {name} RENAME TO made")
+    return "made"
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def dialect(request: pytest.FixtureRequest) -> str:
+    """The kind of database that the test runs on."""
+    return str(request.param)
+
+
+@pytest.fixture
+def empty_database(dialect: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[str]:
+    """The DATABASE_URL of a database without a table; a SQLite file is not there yet."""
+    if dialect == "sqlite":
+        yield f"sqlite:///{tmp_path / 'server.db'}"
+        return
+    cluster: Cluster = request.getfixturevalue("cluster")
+    url = cluster.create()
+    yield url
+    cluster.drop(url)
+
+
+@pytest.fixture
+def database(dialect: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[str]:
+    """The DATABASE_URL of a fresh database with every table and no row, on each of the dialects."""
+    if dialect == "sqlite":
+        path = tmp_path / "server.db"
+        shutil.copyfile(request.getfixturevalue("sqlite_template"), path)
+        yield f"sqlite:///{path}"
+        return
+    cluster: Cluster = request.getfixturevalue("cluster")
+    url = cluster.create(request.getfixturevalue("postgresql_template"))
+    yield url
+    cluster.drop(url)
+
+
+@pytest.fixture
+def store(database: str) -> Iterator[Store]:
+    """The same, open."""
+    opened = open_store(database)
+    yield opened
+    opened.close()
