@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from gpu_monitor.agent.identity import establish
-from gpu_monitor.agent.ledger import Ledger, share_of
+from gpu_monitor.agent.ledger import Ledger, add_revision, share_of
 from gpu_monitor.agent.ship import Shipper
 from gpu_monitor.agent.ship_backoff import wait_seconds
+from gpu_monitor.core.buckets import Period
 from gpu_monitor.core.errors import StorageError, StorageFull
 from gpu_monitor.core.outcome import Outcome, Parcel, Verdict
 from gpu_monitor.storage.database import Writer
@@ -429,6 +430,29 @@ def test_each_rejected_report_has_a_line_with_its_period(
     starts = ["2023-11-14T23:00:00+00:00", "2023-11-15T00:00:00+00:00", "2023-11-15T01:00:00+00:00"]
     assert [text.split(" was rejected")[0] for text in told] == [f"report of {start}" for start in starts]
     assert all(text.endswith(f"gpu_monitor resend {start}") for text, start in zip(told, starts, strict=True))
+
+
+def test_imported_nodes_rejected_for_the_same_period_are_told_apart(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    line = Line(tmp_path, lambda parcel: Outcome(Verdict.REJECTED, 400, error="HTTP 400"))
+    with line.writer.transaction() as connection:
+        for number, name in ((2, "trainer"), (3, "old lab")):
+            connection.execute("INSERT INTO nodes (id, name, kind) VALUES (?, ?, 'import')", (number, name))
+            add_revision(connection, number, Period(FIRST, HOUR), FIRST, "resend")
+    line.run(1)
+    told = [one.getMessage() for one in caplog.records if one.levelname == "ERROR"]
+    assert [(text.split(" was rejected")[0], text.split("then ")[1]) for text in told] == [
+        ("report of 2023-11-14T23:00:00+00:00", "gpu_monitor resend 2023-11-14T23:00:00+00:00"),
+        (
+            "report of 2023-11-14T23:00:00+00:00 of trainer",
+            "gpu_monitor resend 2023-11-14T23:00:00+00:00 --node trainer",
+        ),
+        (
+            "report of 2023-11-14T23:00:00+00:00 of old lab",
+            "gpu_monitor resend 2023-11-14T23:00:00+00:00 --node 'old lab'",
+        ),
+    ]
 
 
 def test_without_a_server_nothing_is_tried_until_one_is_named(tmp_path: Path) -> None:

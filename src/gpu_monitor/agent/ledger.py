@@ -38,7 +38,10 @@ INTERRUPTED_ERROR = "interrupted: the agent ended before an answer came"
 
 @dataclass(frozen=True)
 class Try:
-    """One attempt under way. `spent`: how many of its attempts count, this one included."""
+    """One attempt under way. `spent`: how many of its attempts count, this one included.
+
+    `imported`: the name of the node that it is about, None for the local one.
+    """
 
     attempt: int
     report: int
@@ -46,6 +49,7 @@ class Try:
     spent: int
     was_parked: bool
     parcel: Parcel
+    imported: str | None = None
 
 
 def refresh(connection: sqlite3.Connection, node: int, period: Period, now: float) -> None:
@@ -222,13 +226,15 @@ class Ledger:
             " first_attempt = coalesce(first_attempt, ?), last_attempt = ? WHERE id = ?",
             (now, now, report),
         )
-        period, number, spent, state = connection.execute(
-            "SELECT period, attempts, spent, state FROM reports WHERE id = ?", (report,)
+        period, number, spent, state, imported = connection.execute(
+            "SELECT period, attempts, spent, state, CASE WHEN node <> ? THEN nodes.name END"
+            " FROM reports JOIN nodes ON nodes.id = node WHERE reports.id = ?",
+            (reports.LOCAL_NODE, report),
         ).fetchone()
         attempt = connection.execute(
             "INSERT INTO attempts (report, number, started) VALUES (?, ?, ?)", (report, number, now)
         ).lastrowid
-        return Try(int(attempt or 0), report, period, spent, state == "parked", parcel)
+        return Try(int(attempt or 0), report, period, spent, state == "parked", parcel, imported)
 
     def _parcel(self, connection: sqlite3.Connection, report: int, now: float) -> Parcel | None:
         """The report's frozen bytes; made and frozen here if this is its first attempt.

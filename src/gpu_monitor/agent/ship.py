@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 import threading
 from collections.abc import Callable, Sequence
 
@@ -207,7 +208,9 @@ class Shipper:
 
     def _tell(self, one: Try, outcome: Outcome, state: str) -> None:
         """Say what came of an attempt: once when things go wrong, once when they are right again."""
-        label = format_time(one.period)
+        label = of_what = format_time(one.period)
+        if one.imported is not None:  # nodes have reports of the same period, and a log says a line but once
+            label, of_what = f"{of_what} of {one.imported}", f"{of_what} --node {shlex.quote(one.imported)}"
         if outcome.verdict is Verdict.ACKNOWLEDGED:
             _LOG.debug("report of %s acknowledged (%s, uid %s)", label, outcome.proof, outcome.uid)
             if self._is_failing:
@@ -219,12 +222,12 @@ class Shipper:
         if state == "rejected":
             _LOG.error(
                 "report of %s was rejected: %s; it is kept: mend the cause, then gpu_monitor resend %s",
-                label, outcome.error, label,
+                label, outcome.error, of_what,
             )  # fmt: skip
         elif state == "parked" and not one.was_parked:
             _LOG.warning(
                 "report of %s is parked after %d attempts (%s); it goes out once others do, or: gpu_monitor resend %s",
-                label, ATTEMPTS, outcome.error, label,
+                label, ATTEMPTS, outcome.error, of_what,
             )  # fmt: skip
         elif outcome.verdict in (Verdict.UNCOMPRESSED, Verdict.SPLIT, Verdict.INTERRUPTED):
             _LOG.debug("report of %s: %s", label, outcome.error)
