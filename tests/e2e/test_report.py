@@ -37,7 +37,7 @@ def test_a_table_that_fits_a_terminal(folder: Path) -> None:
     done = ask(folder, "report", *SPAN, "--price", "0.5")
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
-    assert lines[0] == "Usage by gpu, 2024-03-20T14:00:00+00:00 to 2024-03-20T16:00:00+00:00"
+    assert lines[0] == "Usage by GPU, 2024-03-20T14:00:00+00:00 to 2024-03-20T16:00:00+00:00"
     assert lines[1].split() == ["GPU", "GPU-h", "cover", "util", "idle", "h", "held", "h", "kWh", "EUR"]
     # 60 * 18 kJ = 0.3 kWh at 0.5; 72 W over an hour = 0.072 kWh, 0.036
     assert lines[2].split()[3:] == ["1.00", "50.0%", "80.0%", "0.00", "0.00", "0.30", "0.15"]

@@ -27,7 +27,7 @@ from gpu_monitor.storage.database import Reader
 _DAYS = 7
 _FIGURES = tuple(field.name for field in fields(Figures))
 _KEYS = {By.GPU: ("uid", "index", "name", "source"), By.NODE: ("node",), By.USER: ("user",), By.DAY: ("day",)}
-_HEADINGS = {By.DAY: "day (UTC)"}
+_HEADINGS = {By.GPU: "GPU", By.DAY: "day (UTC)"}
 
 EXAMPLES = """examples:
   gpu_monitor report                               each GPU over the last 7 days
