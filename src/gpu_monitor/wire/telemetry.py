@@ -21,7 +21,7 @@ BATCH_BYTES = 1 << 20
 ANSWER_BYTES = 1 << 20
 """A longer answer is no acknowledgement: a right one holds a few hundred bytes, an echo one report."""
 
-_REPORTS = uuid.UUID("2d0c8d84-7599-5e9d-ba5b-152027040a2e")
+REPORT_NAMES = uuid.UUID("2d0c8d84-7599-5e9d-ba5b-152027040a2e")
 """The name space of report ids: the UUIDv5 of `reports.gpu-monitor` among DNS names. Never to be changed."""
 
 Entry = dict[str, Any]
@@ -102,7 +102,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
 def report_id(node_id: str, start: int, seconds: int, revision: int) -> str:
     """The UUIDv5 of node, period start (UTC epoch s), period length (s) and revision."""
-    return str(uuid.uuid5(_REPORTS, f"{node_id}/{start}/{seconds}/{revision}"))
+    return str(uuid.uuid5(REPORT_NAMES, f"{node_id}/{start}/{seconds}/{revision}"))
 
 
 def encode(report: Report) -> bytes:
