@@ -19,11 +19,12 @@ from gpu_monitor.agent.service import Agent
 from gpu_monitor.cli.assembly import Assembly, assemble
 from gpu_monitor.cli.clocks import check_flags
 from gpu_monitor.cli.dry_run import print_plan
-from gpu_monitor.cli.logs import be_quiet, set_up
+from gpu_monitor.cli.logs import ONCE, be_quiet, set_up
 from gpu_monitor.cli.output import groups_csv, groups_json, note
 from gpu_monitor.cli.reading import read_group
 from gpu_monitor.cli.sources import check_source_flags, choose_source, is_played
 from gpu_monitor.config.load import Loaded, load
+from gpu_monitor.config.model import Settings
 from gpu_monitor.core.clock import SystemClock
 from gpu_monitor.core.errors import (
     EXIT_DONE,
@@ -130,7 +131,8 @@ def _signals(
         stop.set()
 
     def reload(_number: int, _frame: object) -> None:
-        _reload(agent, assembly, args, loaded)
+        nonlocal loaded
+        loaded = _reload(agent, assembly, args, loaded)
 
     handlers: dict[signal.Signals, Handler] = {signal.SIGTERM: end, signal.SIGINT: end}
     # Windows has no SIGHUP, and only Windows has SIGBREAK.
@@ -144,8 +146,11 @@ def _signals(
             signal.signal(number, previous)
 
 
-def _reload(agent: Agent, assembly: Assembly, args: argparse.Namespace, loaded: Loaded) -> None:
-    """Take over what changed in the configuration file; a bad file leaves the old settings in force."""
+def _reload(agent: Agent, assembly: Assembly, args: argparse.Namespace, loaded: Loaded) -> Loaded:
+    """Take over what changed in the configuration file, and return what is in force.
+
+    A bad file leaves the old settings, `loaded`, in force.
+    """
     assembly.reloading()
     try:
         fresh = load(args.config)
@@ -158,8 +163,21 @@ def _reload(agent: Agent, assembly: Assembly, args: argparse.Namespace, loaded: 
         set_up(fresh.settings.logging, file, args.log_level, args.verbose)
         agent.change_pace(_pace(fresh))
         agent.nudge("ship")
-        _LOG.info("configuration read again from %s", fresh.path or "defaults")
+        changes = ", ".join(_changed(loaded.settings, fresh.settings)) or "nothing"
+        source = fresh.path or "defaults"
+        _LOG.info("configuration read again from %s: %s changed", source, changes, extra=ONCE)
+        return fresh
     except GpuMonitorError as error:
         _LOG.error("the configuration was not taken over, the old one stays in force: %s", error)
+        return loaded
     finally:
         assembly.ready()
+
+
+def _changed(before: Settings, now: Settings) -> Iterator[str]:
+    """The keys whose values differ, as `section.key`."""
+    for section in now.__struct_fields__:
+        old, new = getattr(before, section), getattr(now, section)
+        yield from (
+            f"{section}.{key}" for key in new.__struct_fields__ if getattr(old, key) != getattr(new, key)
+        )

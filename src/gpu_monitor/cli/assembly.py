@@ -171,7 +171,7 @@ def _build(
 
 def _say_target(before: str | None, now: str | None) -> None:
     if before is not None and now is None:
-        _LOG.warning("server.url was removed: no report is sent any more, the hours are kept as ever")
+        _LOG.info("server.url was removed: no report is sent any more, the hours are kept as ever")
     elif now is not None and now != before:
         _LOG.info("reports go to %s from now on", now)
 

@@ -17,6 +17,8 @@ from gpu_monitor.core.errors import ConfigError
 from gpu_monitor.core.times import format_time
 
 _REPEAT_SECONDS = 3600.0
+ONCE = {"is_held_back": True}
+"""`extra` of a message below WARNING that is to be held back like one, because somebody can ask for it in a loop."""
 _SECRET = re.compile(r"(?i)(bearer\s+|token[=:]\s*)[^\s,;\"']+|(://[^/\s:@]+:)[^/\s@]+(?=@)")
 
 
@@ -35,7 +37,7 @@ class Repeats(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether the record is to be written."""
-        if record.levelno < logging.WARNING:
+        if record.levelno < logging.WARNING and not getattr(record, "is_held_back", False):
             return True
         key = (record.name, record.levelno, record.getMessage())
         now = self._clock.monotonic()
@@ -125,21 +127,37 @@ def be_quiet() -> None:
 def set_up(settings: Logging, file: Path | None, level: str | None, verbose: bool) -> None:
     """Log to stderr and, where one is set, to a rotating file; ConfigError where that cannot be opened.
 
-    `level` beats the setting; `verbose` makes the console DEBUG.
+    `level` beats the setting; `verbose` makes the console DEBUG. Called again, what has been said stays said.
     """
     chosen = level or settings.level
     logging.raiseExceptions = False  # a full disk under the log file must not flood the console
     root = logging.getLogger()
+    known, before = _repeats(root), root.handlers[:]
     root.handlers.clear()
     root.setLevel(logging.DEBUG if verbose else chosen)
     console = _console(settings, sys.stderr)
     console.setLevel(logging.DEBUG if verbose else chosen)
-    console.addFilter(Repeats(SystemClock()))
+    console.addFilter(known.get(False) or Repeats(SystemClock()))
     root.addHandler(console)
     for noisy in ("apscheduler", "urllib3", "requests", "asyncio", "tzlocal"):
         logging.getLogger(noisy).setLevel(logging.ERROR if noisy == "apscheduler" else logging.WARNING)
     if file is not None:
-        root.addHandler(_rotating(settings, file, chosen))
+        rotating = _rotating(settings, file, chosen)
+        rotating.addFilter(known.get(True) or Repeats(SystemClock()))
+        root.addHandler(rotating)
+    for handler in before:
+        if isinstance(handler, logging.FileHandler):
+            handler.close()  # one line may be lost that was being written when the signal came
+
+
+def _repeats(root: logging.Logger) -> dict[bool, Repeats]:
+    """What the handlers so far have said: of the file (True) and of the console (False)."""
+    return {
+        isinstance(handler, logging.FileHandler): one
+        for handler in root.handlers
+        for one in handler.filters
+        if isinstance(one, Repeats)
+    }
 
 
 def _rotating(settings: Logging, file: Path, level: str) -> logging.Handler:
@@ -157,5 +175,4 @@ def _rotating(settings: Logging, file: Path, level: str) -> logging.Handler:
         ) from error
     handler.setFormatter(JsonLines() if settings.format == "json" else Lines())
     handler.setLevel(level)
-    handler.addFilter(Repeats(SystemClock()))
     return handler
