@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -18,6 +19,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.program import ask, configure, environment, kill, running
+from tests.e2e.terminal import on_terminal
 from tests.e2e.waiting import until
 from tests.fakes.server import ServerProcess
 from tests.made_stores import CARD, HOUR, MadeStore
@@ -75,6 +77,19 @@ def test_people_get_a_line_a_check_and_what_to_do(tmp_path: Path) -> None:
     assert lines[place + 1].strip().startswith("Start it: gpu_monitor")
     assert re.fullmatch(r"problems: \d+, warnings: \d+, checks: \d+", last)
     assert "\x1b" not in done.stdout
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
+def test_on_a_terminal_the_texts_are_wrapped_beside_their_names(tmp_path: Path) -> None:
+    MadeStore(tmp_path / "gpu_metrics.db").minutes(HOUR, 2, {CARD: {"temperature": 1.0}}).close()
+    whole = {name: one["text"] for name, one in checks(tmp_path)[1].items()}
+    lines = [re.sub(r"\x1b\[\d*m", "", line) for line in on_terminal(tmp_path, 80, "doctor")]
+    place = next(n for n, line in enumerate(lines) if line.startswith("ok       packages "))
+    text = [lines[place][26:]]
+    text += itertools.takewhile(lambda line: line.startswith(" " * 26), lines[place + 1 :])
+    assert len(text) > 1
+    assert max(map(len, lines[place : place + len(text)])) <= 80
+    assert " ".join(line.strip() for line in text) == whole["packages"]
 
 
 def test_a_bad_configuration_is_one_of_the_problems(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import argparse
 import logging
 import re
 import sys
+import textwrap
 import threading
 from collections.abc import Iterator, Sequence
 from importlib import metadata
@@ -33,6 +34,7 @@ from gpu_monitor.agent.health_machine import (
     surroundings,
 )
 from gpu_monitor.cli.asking import find_store
+from gpu_monitor.cli.labels import table_width
 from gpu_monitor.cli.options import Formatter, add_config
 from gpu_monitor.cli.output import json_text
 from gpu_monitor.cli.service import find_status
@@ -48,6 +50,9 @@ from gpu_monitor.storage.files import looks_like
 
 _DISTRIBUTION = "gpu-monitor"
 _NETWORK_SECONDS = 5.0
+_MARGIN = 26
+"""Columns of level and name, before the text."""
+_LEAST_TEXT = 20
 _MINIMUM = re.compile(r"^([A-Za-z0-9._-]+)[^;]*?>=\s*([0-9.]+)")
 
 EXAMPLES = """examples:
@@ -102,9 +107,18 @@ def _print(check: Check, stream: TextIO) -> None:
         just_fix_windows_console()
         colours = {Level.OK: Fore.GREEN, Level.WARNING: Fore.YELLOW, Level.PROBLEM: Fore.RED}
         level = f"{colours[check.level]}{level}{Style.RESET_ALL}"
-    print(f"{level}  {check.name:<15}  {clean(check.text)}", file=stream, flush=True)
-    for line in (check.advice or "").splitlines():
-        print(f"{'':26}{clean(line.strip())}", file=stream, flush=True)
+    first, *rest = _fitted(check.text, stream)
+    print(f"{level}  {check.name:<15}  {first}", file=stream, flush=True)
+    for line in rest + [part for line in (check.advice or "").splitlines() for part in _fitted(line, stream)]:
+        print(f"{'':{_MARGIN}}{line}", file=stream, flush=True)
+
+
+def _fitted(text: str, stream: TextIO) -> list[str]:
+    """The text in lines that fit a terminal; one line elsewhere, where somebody may look for its words."""
+    shown = clean(text.strip())
+    room = max(_LEAST_TEXT, table_width(stream) - _MARGIN)
+    fits = not stream.isatty() or len(shown) <= room
+    return [shown] if fits else textwrap.wrap(shown, room, break_on_hyphens=False, break_long_words=False)
 
 
 def _print_json(found: Sequence[Check], stream: TextIO) -> None:
