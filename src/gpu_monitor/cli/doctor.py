@@ -108,8 +108,10 @@ def _print(check: Check, stream: TextIO) -> None:
         colours = {Level.OK: Fore.GREEN, Level.WARNING: Fore.YELLOW, Level.PROBLEM: Fore.RED}
         level = f"{colours[check.level]}{level}{Style.RESET_ALL}"
     first, *rest = _fitted(check.text, stream)
+    for advice in (check.advice or "").splitlines():
+        rest += _fitted(advice, stream)
     print(f"{level}  {check.name:<15}  {first}", file=stream, flush=True)
-    for line in rest + [part for line in (check.advice or "").splitlines() for part in _fitted(line, stream)]:
+    for line in rest:
         print(f"{'':{_MARGIN}}{line}", file=stream, flush=True)
 
 
