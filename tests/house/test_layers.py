@@ -25,14 +25,18 @@ HOMES = {
     "alembic": ["gpu_monitor.server.store"],
     "apscheduler": ["gpu_monitor.agent.schedule"],
     "colorama": ["gpu_monitor.cli"],
+    "fastapi": ["gpu_monitor.server"],
     "msgspec": [],
     "psycopg": ["gpu_monitor.server.store"],
     "psutil": ["gpu_monitor.sources.host"],
     "pynvml": ["gpu_monitor.sources.gpu.nvml"],
     "requests": ["gpu_monitor.sinks"],
     "sqlalchemy": ["gpu_monitor.server"],
+    "starlette": ["gpu_monitor.server"],
     "tenacity": ["gpu_monitor.sinks", "gpu_monitor.agent.ship"],
     "urllib3": ["gpu_monitor.sinks"],
+    "uvicorn": ["gpu_monitor.server"],
+    "uvloop": ["gpu_monitor.server.run"],
 }
 
 

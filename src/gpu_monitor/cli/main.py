@@ -8,6 +8,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from types import ModuleType
 
 from gpu_monitor import __version__
 from gpu_monitor.cli.options import Formatter, join_times
@@ -22,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "export": ("gpu_monitor.cli.export", "rows or hours as CSV or JSON"),
     "import": ("gpu_monitor.cli.import_", "recorded nvidia-smi logs into the store"),
     "resend": ("gpu_monitor.cli.resend", "send rejected or parked reports again"),
+    "serve": ("gpu_monitor.cli.serve", "run the central server"),
     "completion": ("gpu_monitor.cli.completion", "print shell completion (bash, zsh, fish)"),
 }
 """Command, the module that adds its parser and handles it, and a line of help. Loaded by name, one per call."""
@@ -50,11 +52,32 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     _add_asking_options(parser)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
     for name, (module, text) in COMMANDS.items():
-        if command in (name, "*"):
-            importlib.import_module(module).add_parser(commands)
+        if command == name or (command == "*" and _is_there(module)):
+            _load(name, module).add_parser(commands)
         else:
             commands.add_parser(name, help=text, add_help=False)
     return parser
+
+
+def _load(name: str, module: str) -> ModuleType:
+    """The module of a command; GpuMonitorError where it needs packages that are not installed."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("gpu_monitor"):
+            raise
+        raise GpuMonitorError(
+            f"gpu_monitor {name} needs {error.name}, which is not installed",
+            "Run: pip install 'gpu-monitor[server]'",
+        ) from error
+
+
+def _is_there(module: str) -> bool:
+    """Whether all that a command's module needs is installed: an agent's machine has no server."""
+    try:
+        return bool(_load(module, module))
+    except GpuMonitorError:
+        return False
 
 
 def _add_agent_options(parser: argparse.ArgumentParser) -> None:
@@ -121,7 +144,11 @@ def _named_command(argv: Sequence[str]) -> str | None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns its exit code."""
     words = join_times(sys.argv[1:] if argv is None else argv)
-    args = build_parser(_named_command(words)).parse_args(words)
+    try:
+        args = build_parser(_named_command(words)).parse_args(words)
+    except GpuMonitorError as error:
+        print(f"gpu_monitor: {error}", file=sys.stderr)
+        return error.exit_code
     module = "gpu_monitor.cli.asking" if _is_question(args) else "gpu_monitor.cli.agent"
     handler = getattr(args, "handler", None) or importlib.import_module(module).run
     try:

@@ -1,0 +1,72 @@
+"""The application: every router, one line each, behind the limits and checks that all requests pass."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+
+from fastapi import FastAPI
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from gpu_monitor import __version__
+from gpu_monitor.server.limits import BodyLimits
+from gpu_monitor.server.problems import add_handlers
+from gpu_monitor.server.routes import health
+from gpu_monitor.server.security import Doorkeeper
+from gpu_monitor.server.state import ServerState
+
+_LOG = logging.getLogger("server")
+
+ROUTERS = (health.router,)
+
+DESCRIPTION = (
+    "The flight recorder and the ledger of a GPU fleet: what the agents report, exactly once; what it says; who"
+    " is told. Lists are `{items, next}`, times are UTC, errors are problem details (RFC 9457)."
+)
+
+
+def create_app(state: ServerState) -> ASGIApp:
+    """The ASGI application around `state`; its parts run from the lifespan's start to its end."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        with contextlib.ExitStack() as started:
+            for part in state.parts:
+                part.start()
+                started.callback(part.stop)
+            yield
+
+    app = FastAPI(
+        title="gpu_monitor",
+        description=DESCRIPTION,
+        version=__version__,
+        lifespan=lifespan,
+        # The pages of the documentation come from this machine: see routes/docs.
+        docs_url=None,
+        redoc_url=None,
+        openapi_url="/openapi.json",
+        redirect_slashes=False,
+    )
+    app.state.server = state
+    add_handlers(app)
+    for router in ROUTERS:
+        app.include_router(router)
+    return Outermost(Doorkeeper(BodyLimits(app), state.settings), state)
+
+
+class Outermost:
+    """Logs and counts what nobody foresaw (problems answers it 500): the only place that catches everything."""
+
+    def __init__(self, app: ASGIApp, state: ServerState) -> None:
+        self._app, self._state = app, state
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on."""
+        try:
+            await self._app(scope, receive, send)
+        except Exception:
+            if scope["type"] != "http":
+                raise
+            self._state.metrics.count("errors_total")
+            _LOG.exception("%s %s failed", scope["method"], scope["path"])

@@ -1,0 +1,23 @@
+"""Contract numbers and their rows."""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection, select, text
+
+from gpu_monitor.server.store.schema import contracts
+
+
+def find_contract(connection: Connection, number: str) -> int | None:
+    """The id of a contract; None where the server has not heard of it."""
+    return connection.execute(select(contracts.c.id).where(contracts.c.number == number)).scalar()
+
+
+def ensure_contract(connection: Connection, number: str) -> int:
+    """The id of a contract, whose row is made where it is missing."""
+    connection.execute(
+        text("INSERT INTO contracts (number) VALUES (:number) ON CONFLICT (number) DO NOTHING"),
+        {"number": number},
+    )
+    found = find_contract(connection, number)
+    assert found is not None
+    return found

@@ -1,0 +1,46 @@
+"""What the routes work with: one frozen record of the server's parts, reached as `request.app.state.server`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from fastapi import Request
+
+from gpu_monitor.config.server import ServerSettings
+from gpu_monitor.core.clock import Clock
+from gpu_monitor.server.auth.gate import RequestGate
+from gpu_monitor.server.auth.tokens import TokenBook
+from gpu_monitor.server.metrics import OwnMetrics
+from gpu_monitor.server.store.engine import Store
+
+
+class Part(Protocol):
+    """Something that runs beside the requests: a writer, a follower."""
+
+    def start(self) -> None:
+        """Begin; called in the event loop's thread, with the loop running, before the first request."""
+        ...
+
+    def stop(self) -> None:
+        """End within a second, with everything that was answered safe; called after the last request."""
+        ...
+
+
+@dataclass(frozen=True)
+class ServerState:
+    """The server's parts. `parts` are started in order and stopped in the other."""
+
+    settings: ServerSettings
+    store: Store
+    clock: Clock
+    metrics: OwnMetrics
+    tokens: TokenBook
+    gate: RequestGate
+    parts: tuple[Part, ...]
+
+
+def state_of(request: Request) -> ServerState:
+    """The state, as a dependency of routes."""
+    state: ServerState = request.app.state.server
+    return state
