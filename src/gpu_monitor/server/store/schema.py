@@ -113,6 +113,7 @@ nodes = Table(
     Column("last_live", Double),  # when its newest live sample arrived
     Column("last_hour", Integer),  # the newest period held
     Column("period_seconds", Integer),
+    Column("longest_seconds", Integer),  # the longest period ever held: how far back one may reach into another
     Column("interval_seconds", Integer),
     Column("skew_seconds", Double),  # the node's clock minus the server's; NULL until it was measured
     Column("skew_measured", Double),
@@ -150,6 +151,7 @@ receipts = Table(
     Column("id", BigId, primary_key=True),
     Column("agent", Integer, ForeignKey("nodes.id"), nullable=False),
     Column("hour", Integer, nullable=False),
+    Column("contract", Integer, nullable=False),  # the one its rows are counted under in fleet_hours
     Column("period_seconds", Integer, nullable=False),
     Column("interval_seconds", Integer, nullable=False),
     Column("revision", Integer, nullable=False),
