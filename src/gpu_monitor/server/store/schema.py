@@ -321,6 +321,9 @@ latest = Table(
 )
 """The newest row of each GPU, so that `fleet now` scans no history."""
 
+FLEET_UNITS: dict[str, int] = {"memory_used": 1 << 20}
+"""Where a mean is divided (rounding down) before it is summed: bytes of 10,000 GPUs pass 64 bits, MiB do not."""
+
 fleet_hours = Table(
     "fleet_hours",
     metadata,
@@ -337,7 +340,8 @@ fleet_hours = Table(
     Column("energy_seconds", BigInteger, nullable=False),
     Column("energy", BigInteger, nullable=False),  # J * 10, of rows that have it
     Column("energy_rows", Integer, nullable=False),
-    # For each metric below: sum(value * seconds * 10) over rows that have it, and those seconds * 10.
+    # For each metric below: sum(scaled value // FLEET_UNITS * seconds * 10) over rows that have it, and those
+    # seconds * 10.
     *(
         Column(f"{name}_{part}", BigInteger, nullable=False)
         for name in ("gpu_utilization", "memory_utilization", "power_usage", "temperature", "memory_used")
