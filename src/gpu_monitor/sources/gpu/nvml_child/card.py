@@ -14,7 +14,7 @@ from gpu_monitor.sources.gpu.nvml_child.samples import (
     Buffer,
     Drain,
 )
-from gpu_monitor.sources.gpu.nvml_child.steps import Plan, Step, Values
+from gpu_monitor.sources.gpu.nvml_child.steps import Plan, Ready, Step, Values
 
 _DRAINED = (
     (GPU_UTILIZATION, "gpu_utilization", 1.0),
@@ -44,6 +44,7 @@ class _Steps:
     def __init__(self, tools: Tools, handle: Handle, plans: tuple[Plan, ...]) -> None:
         self._library = tools.library
         self.active: list[Step] = []
+        self._ready: list[Ready] = []
         self.dormant: dict[str, str] = {}
         for plan in plans:
             step = Step(plan, self._library, handle)
@@ -51,6 +52,10 @@ class _Steps:
                 self.active.append(step)
             else:
                 self._stand_aside(step, "unsupported")
+        self._prepare()
+
+    def _prepare(self) -> None:
+        self._ready = [step.ready() for step in self.active]
 
     def _stand_aside(self, step: Step, reason: str) -> None:
         self.dormant.update(dict.fromkeys(step.metrics, reason))
@@ -60,14 +65,17 @@ class _Steps:
     def run(self, values: Values, reasons: dict[str, str]) -> bool:
         """Make every call; False where one said that its handle may be stale. Raises DriverGone, DeviceGone."""
         board, sound = self._library.board, True
-        for step in self.active:
-            board[1] = step.number  # AT_CALL, written out: this loop is the agent's whole cost
-            code = step.function(*step.args)
+        for number, function, args, out, metric, take, step in self._ready:
+            board[1] = number  # AT_CALL, written out: this loop is the agent's whole cost
+            code = function(*args)
             if code:
                 sound = self._failed(step, code, values, reasons) and sound
+            elif out is not None:
+                values[metric] = out.value
             else:
-                step.take(values, reasons)
-        reasons.update(self.dormant)
+                take(values, reasons)
+        if self.dormant:
+            reasons.update(self.dormant)
         return sound
 
     def _failed(self, step: Step, code: int, values: Values, reasons: dict[str, str]) -> bool:
@@ -77,12 +85,14 @@ class _Steps:
             code = step.function(*step.args)
             if not code:
                 step.take(values, reasons)
+                self._prepare()
                 return True
             reason = reason_of(code)
         if reason in ("unsupported", "denied"):
             self._stand_aside(step, reason)
         else:
             reasons.update(dict.fromkeys(step.metrics, reason))
+        self._prepare()
         return code != codes.INVALID_ARGUMENT
 
 
@@ -135,8 +145,9 @@ class Card:
             fields.read(values, reasons)
             sound = slow.run(values, reasons) and sound
             gpm.read(values, reasons)
-        for metric in values.keys() & reasons.keys():
-            del reasons[metric]
+        if not values.keys().isdisjoint(reasons):
+            for metric in values.keys() & reasons.keys():
+                del reasons[metric]
         return values, reasons, sound
 
     def _drain(self, values: Values, reasons: dict[str, str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import struct
 
-from gpu_monitor.sources.gpu.nvml_child.library import Handle, Library, check, reason_of
+from gpu_monitor.sources.gpu.nvml_child.library import Handle, Library, argument, check, reason_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def _sum(scale: float) -> Shape:
 
 
 def _seconds(raw: Sequence[float]) -> object:
-    return tuple(value / 1e9 for value in raw)
+    return tuple([value / 1e9 for value in raw])
 
 
 def _action(raw: Sequence[float]) -> object:
@@ -101,7 +101,8 @@ class Fields:
     """The fields that one device gives, read in one call."""
 
     def __init__(self, library: Library, handle: Handle) -> None:
-        self._library, self._handle = library, handle
+        self._library = library
+        self._handle = argument(handle)
         self._singles: list[tuple[str, Shape | None, int]] = []
         self._sets: list[tuple[str, Shape | None, int, int]] = []
         self._count = 0
@@ -175,7 +176,8 @@ class Fields:
 
     def _call(self, count: int) -> int:
         code = self._library.call("nvmlDeviceGetFieldValues", self._handle, count, self._array)
-        check(code)
+        if code:
+            check(code)
         return code
 
     def read(self, values: dict[str, object], reasons: dict[str, str]) -> None:
@@ -192,19 +194,25 @@ class Fields:
             return
         flat = self._answers.unpack(self._bytes)  # type, code and bits of each field
         for metric, shape, at in self._singles:
-            code, bits = flat[at + 1], flat[at + 2]
+            kind, code, value = flat[at : at + 3]
             # The two common types are decoded here: this loop runs for each field of each GPU.
-            if code or flat[at] not in _USUAL:
+            if code or kind not in _USUAL:
                 self._gather(metric, shape, flat[at : at + 3], values, reasons)
                 continue
-            if flat[at] == _UINT:
-                bits &= _BLANK_32
-            if bits == _BLANK_32 or bits >= _BLANK_64:
+            if kind == _UINT:
+                value &= _BLANK_32
+            if value == _BLANK_32 or value >= _BLANK_64:
                 self._gather(metric, shape, flat[at : at + 3], values, reasons)
             else:
-                values[metric] = bits if shape is None else shape((bits,))
+                values[metric] = value if shape is None else shape((value,))
         for metric, shape, start, end in self._sets:
-            self._gather(metric, shape, flat[start:end], values, reasons)
+            bits = flat[start + 2 : end : 3]
+            # As the drivers seen give them: all answered, all of 64 bits.
+            is_usual = flat[start:end:3].count(_ULONGLONG) == len(bits) and not any(flat[start + 1 : end : 3])
+            if shape is not None and is_usual and max(bits) < _BLANK_64:
+                values[metric] = shape(bits)
+            else:
+                self._gather(metric, shape, flat[start:end], values, reasons)
 
     @staticmethod
     def _gather(

@@ -7,7 +7,7 @@ import struct
 
 from gpu_monitor.sources.gpu.nvml_child import codes
 from gpu_monitor.sources.gpu.nvml_child.layouts import GpmSupport
-from gpu_monitor.sources.gpu.nvml_child.library import Handle, Library, check
+from gpu_monitor.sources.gpu.nvml_child.library import Handle, Library, argument, check
 
 # nvmlGpmMetricId_t. The whole-GPU activity (1) stands in for the utilisation that MIG takes away.
 _GRAPHICS, _SM, _TENSOR, _DRAM = 1, 2, 5, 10
@@ -34,9 +34,9 @@ class Query:
         self._answers = struct.Struct("@" + _ANSWER * len(wants))
         self.array = (ctypes.c_char * len(self._bytes)).from_buffer(self._bytes)
 
-    def between(self, first: ctypes.c_void_p, second: ctypes.c_void_p) -> None:
-        """Ask for the means between these two samples."""
-        _HEAD.pack_into(self._bytes, 0, 1, len(self.names), first.value or 0, second.value or 0)
+    def between(self, first: int, second: int) -> None:
+        """Ask for the means between the samples at these two addresses."""
+        _HEAD.pack_into(self._bytes, 0, 1, len(self.names), first, second)
 
     def answers(self) -> tuple[float, ...]:
         """Code and value of each metric, in their order."""
@@ -47,10 +47,11 @@ class Gpm:
     """The activity of one GPU, or of one GPU instance under MIG, between one reading and the next."""
 
     def __init__(self, library: Library, handle: Handle, query: Query, instance: int | None = None) -> None:
-        self._library, self._handle, self._query = library, handle, query
+        self._library, self._query = library, query
+        self._handle = argument(handle)
         self._instance = instance
-        self._before: ctypes.c_void_p | None = None
-        self._spare: ctypes.c_void_p | None = None
+        self._before: tuple[int, object] | None = None
+        self._spare: tuple[int, object] | None = None
         self.reason = self._support()
 
     def _support(self) -> str | None:
@@ -60,19 +61,20 @@ class Gpm:
         check(code)
         return None if not code and support.supported else "unsupported"
 
-    def _sample(self) -> ctypes.c_void_p | None:
-        spare = self._spare
+    def _sample(self) -> tuple[int, object] | None:
+        library, spare = self._library, self._spare
         if spare is None:
-            spare = ctypes.c_void_p()
-            if self._library.call("nvmlGpmSampleAlloc", ctypes.byref(spare)):
+            made = ctypes.c_void_p()
+            if library.call("nvmlGpmSampleAlloc", ctypes.byref(made)):
                 return None
-            self._spare = spare
+            # Made an argument once: ctypes would make one of it at each call.
+            spare = self._spare = (made.value or 0, ctypes.c_void_p.from_param(made.value or 0))
         if self._instance is None:
-            code = self._library.call("nvmlGpmSampleGet", self._handle, spare)
+            code = library.call("nvmlGpmSampleGet", self._handle, spare[1])
         else:
-            code = self._library.call("nvmlGpmMigSampleGet", self._handle, self._instance, spare)
-        check(code)
+            code = library.call("nvmlGpmMigSampleGet", self._handle, self._instance, spare[1])
         if code:
+            check(code)
             if code in codes.UNSUPPORTED:
                 self.reason = "unsupported"
             elif code == codes.NO_PERMISSION:
@@ -91,20 +93,23 @@ class Gpm:
             reasons.update(dict.fromkeys(self._query.names, self.reason or "pending"))
             return
         query = self._query
-        query.between(before, sample)
+        query.between(before[0], sample[0])
         code = self._library.call("nvmlGpmMetricsGet", query.array)
-        check(code)
+        if code:
+            check(code)
         answers = query.answers()
-        for place, name in enumerate(query.names):
-            failed = code or answers[2 * place]
+        place = 0
+        for name in query.names:
+            failed = code or answers[place]
             if failed:
                 reasons[name] = "unsupported" if failed in codes.UNSUPPORTED else "failed"
             else:
-                values[name] = answers[2 * place + 1]
+                values[name] = answers[place + 1]
+            place += 2
 
     def close(self) -> None:
         """Give the samples back to the library."""
         for sample in (self._before, self._spare):
             if sample is not None:
-                self._library.call("nvmlGpmSampleFree", sample)
+                self._library.call("nvmlGpmSampleFree", sample[1])
         self._before = self._spare = None

@@ -50,6 +50,14 @@ def _pynvml() -> ModuleType:
     return pynvml  # type: ignore[no-any-return]
 
 
+_ANY = ctypes.PYFUNCTYPE(ctypes.c_int)
+
+
+def _own(function: Function) -> Function:
+    """The same function, called without handing the interpreter's lock over: no other thread of ours wants it."""
+    return _ANY(ctypes.cast(function, ctypes.c_void_p).value or 0)  # type: ignore[arg-type]
+
+
 class DriverGone(Exception):
     """The driver as a whole does not answer any more; `code` is NVML's."""
 
@@ -91,7 +99,7 @@ class Library:
         """The function, or None where this driver does not have it."""
         if name not in self._found:
             try:
-                self._found[name] = self._pynvml._nvmlGetFunctionPointer(name)
+                self._found[name] = _own(self._pynvml._nvmlGetFunctionPointer(name))
             except self._pynvml.NVMLError:
                 self._found[name] = None
         return self._found[name]
@@ -121,6 +129,11 @@ class Library:
             check(code)
             return None
         return out.value
+
+
+def argument(handle: Handle) -> Handle:
+    """`handle` as calls take it: made an argument once, where ctypes would make one of it at each call."""
+    return ctypes.c_void_p.from_param(handle.value) if handle.value else handle  # type: ignore[return-value]
 
 
 def check(code: int) -> None:

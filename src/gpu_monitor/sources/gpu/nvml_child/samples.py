@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 
 from gpu_monitor.sources.gpu.nvml_child import codes
-from gpu_monitor.sources.gpu.nvml_child.library import Handle, Library, check
+from gpu_monitor.sources.gpu.nvml_child.library import Handle, Library, argument, check
 
 TOTAL_POWER, GPU_UTILIZATION, MEMORY_UTILIZATION = 0, 1, 2
 """nvmlSamplingType_t."""
@@ -85,7 +85,8 @@ class Drain:
         since: int,
     ) -> None:
         self._function = library.find("nvmlDeviceGetSamples")
-        self._handle, self._buffer, self._kind, self._scale = handle, buffer, kind, scale
+        self._buffer, self._kind, self._scale = buffer, kind, scale
+        self._handle = argument(handle)
         self._seen, self.floor = ctypes.c_uint64(0), since
         self._is_ordered = False
         self.metric = metric

@@ -67,6 +67,8 @@ def main(board: str, lifeline: str) -> None:
     reader = Reader(_board(board))
     gc.collect()
     gc.freeze()
+    # A round's objects are gone with its answer; what is looked over each round is not worth it.
+    gc.set_threshold(10_000, 10, 10)
     inbox = Inbox()
     while True:
         piece = os.read(0, 65536)

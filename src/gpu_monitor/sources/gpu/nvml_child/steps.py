@@ -17,14 +17,29 @@ from gpu_monitor.sources.gpu.nvml_child.layouts import (
     Violation,
     version_of,
 )
-from gpu_monitor.sources.gpu.nvml_child.library import Function, Handle, Library
+from gpu_monitor.sources.gpu.nvml_child.library import Function, Handle, Library, argument
 
 _BLANK_64 = 0x7FFF_FFFF_FFFF_FFE0  # blank values of 64 bits lie from here on
 
 Values = dict[str, object]
 Take = Callable[[Values, dict[str, str]], None]
 Build = Callable[[Handle], tuple[tuple[object, ...], Take]]
+Ready = tuple[int, Function, tuple[object, ...], "ctypes.c_uint | None", str, Take, "Step"]
+"""A call to make: its number, function, arguments; a plain number's place and metric; else `take`; the step."""
 Way = tuple[str, Build]
+
+
+class Plain:
+    """Takes an unsigned int as it is. A round reads it without calling this: half of all answers are such."""
+
+    __slots__ = ("metric", "out")
+
+    def __init__(self, metric: str, out: ctypes.c_uint) -> None:
+        self.metric, self.out = metric, out
+
+    def __call__(self, values: Values, reasons: dict[str, str]) -> None:
+        """Put the answer into `values`."""
+        values[self.metric] = self.out.value
 
 
 def _number(metric: str, *first: int, scale: float = 1) -> Build:
@@ -33,13 +48,10 @@ def _number(metric: str, *first: int, scale: float = 1) -> Build:
     def build(handle: Handle) -> tuple[tuple[object, ...], Take]:
         out = ctypes.c_uint()
 
-        def take(values: Values, reasons: dict[str, str]) -> None:
-            values[metric] = out.value
-
         def take_scaled(values: Values, reasons: dict[str, str]) -> None:
             values[metric] = out.value * scale
 
-        return (handle, *first, ctypes.byref(out)), take if scale == 1 else take_scaled
+        return (handle, *first, ctypes.byref(out)), Plain(metric, out) if scale == 1 else take_scaled
 
     return build
 
@@ -67,11 +79,7 @@ def _with_period(metric: str) -> Build:
 
     def build(handle: Handle) -> tuple[tuple[object, ...], Take]:
         out, period = ctypes.c_uint(), ctypes.c_uint()
-
-        def take(values: Values, reasons: dict[str, str]) -> None:
-            values[metric] = out.value
-
-        return (handle, ctypes.byref(out), ctypes.byref(period)), take
+        return (handle, ctypes.byref(out), ctypes.byref(period)), Plain(metric, out)
 
     return build
 
@@ -223,7 +231,8 @@ class Step:
 
     def __init__(self, plan: Plan, library: Library, handle: Handle) -> None:
         self.metrics, self._ways = plan
-        self._library, self._handle = library, handle
+        self._library = library
+        self._handle = argument(handle)
         self._way = -1
         self.function: Function
         self.args: tuple[object, ...]
@@ -241,3 +250,10 @@ class Step:
                 self.args, self.take = build(self._handle)
                 return True
         return False
+
+    def ready(self) -> Ready:
+        """The call as a round makes it."""
+        take = self.take
+        if isinstance(take, Plain):
+            return self.number, self.function, self.args, take.out, take.metric, take, self
+        return self.number, self.function, self.args, None, "", take, self
