@@ -9,17 +9,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gpu_monitor.cli.logs import set_up
+from gpu_monitor.cli.options import Formatter
 from gpu_monitor.config.model import Logging
 from gpu_monitor.config.server import ServerSettings, load_server
 from gpu_monitor.core.clock import SystemClock
 from gpu_monitor.server.run import run_server
 
 EXAMPLES = """examples:
-  gpu_monitor serve                                SQLite in this folder, on loopback, port 8000
+  gpu_monitor serve      SQLite in this folder, on loopback, port 8000
   gpu_monitor serve --port 9000 --directory /srv/gpu_monitor
   gpu_monitor serve --host 0.0.0.0 --tls-cert cert.pem --tls-key key.pem
   gpu_monitor serve --behind-proxy 10.0.0.0/8 --host 0.0.0.0
-  gpu_monitor serve --database postgresql://gpu_monitor@db.example.com/gpu_monitor
+  gpu_monitor serve --database postgresql://me@db.example.com/gpu_monitor
 
 Settings come from these options, then the environment, then .env in the directory (see .env.example).
 A password of the database belongs into DATABASE_URL or PGPASSFILE, never into an option."""
@@ -32,7 +33,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="run the central server",
         description="Take the agents' reports, store them exactly once, watch them, show them.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=Formatter,
     )
     add = parser.add_argument
     add("--host", metavar="ADDRESS", help="address to listen on (default: localhost)")
