@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "import": ("gpu_monitor.cli.import_", "recorded nvidia-smi logs into the store"),
     "resend": ("gpu_monitor.cli.resend", "send rejected or parked reports again"),
     "serve": ("gpu_monitor.cli.serve", "run the central server"),
+    "token": ("gpu_monitor.cli.token", "make, list or revoke the server's tokens"),
     "completion": ("gpu_monitor.cli.completion", "print shell completion (bash, zsh, fish)"),
 }
 """Command, the module that adds its parser and handles it, and a line of help. Loaded by name, one per call."""

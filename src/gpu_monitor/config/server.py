@@ -143,6 +143,7 @@ def load_server(given: Mapping[str, object] | None = None, directory: Path | Non
     for name, field in NAMES.items():
         if (text := environment(name)) is not None:
             chosen[field], places[field] = text, f"the environment: {name}"
+    _refuse_password((given or {}).get("database_url"))
     for field, argument in (given or {}).items():
         if argument is not None:
             chosen[field], places[field] = (
@@ -152,6 +153,15 @@ def load_server(given: Mapping[str, object] | None = None, directory: Path | Non
     settings = _typed(chosen, places)
     _check(settings, places)
     return settings
+
+
+def _refuse_password(url: object) -> None:
+    """ConfigError where a password stands on the command line, which every user of the machine can read."""
+    if isinstance(url, str) and re.search(r"://[^/@]*:[^/@]+@|[?&](ssl)?password=", url):
+        raise ConfigError(
+            "--database holds a password, which the list of processes shows to everybody",
+            "Put the address into DATABASE_URL (the environment or .env), or the password into PGPASSFILE.",
+        )
 
 
 def _typed(chosen: dict[str, object], places: dict[str, str]) -> ServerSettings:
