@@ -13,9 +13,12 @@ from gpu_monitor.sources.host.network import Interfaces
 
 _SECTOR_BYTES = 512
 """The unit of /proc/diskstats, whatever the disk's own is (kernel documentation, iostats)."""
-_LONGEST = 1 << 20
-"""A machine with thousands of disks and interfaces stays far below this."""
+_LONGEST = 1 << 16
+"""What is asked for at a time. The whole of a file may be longer: it is read in steps."""
 _MOST_STEPS = 64
+_HALF_PAGE = 2048
+"""The kernel fills a page with whole lines before it hands it out (seq_file): less than half of one is the end,
+for no line of these files is as long as the other half."""
 _GUEST = 8
 """From the ninth on the fields of /proc/stat's cpu line (guest, guest_nice) are in user and nice already."""
 
@@ -33,6 +36,8 @@ class ProcFile:
             if self._handle is None:
                 self._handle = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
             text = os.pread(self._handle, _LONGEST, 0)
+            if len(text) < _HALF_PAGE:
+                return text
             for _ in range(_MOST_STEPS):  # the kernel hands out a page or so at a time
                 piece = os.pread(self._handle, _LONGEST, len(text))
                 if not piece:
