@@ -12,13 +12,16 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from gpu_monitor import __version__
 from gpu_monitor.server.limits import BodyLimits
 from gpu_monitor.server.problems import add_handlers
-from gpu_monitor.server.routes import health
+from gpu_monitor.server.routes import health, ws
 from gpu_monitor.server.security import Doorkeeper
 from gpu_monitor.server.state import ServerState
 
 _LOG = logging.getLogger("server")
 
-ROUTERS = (health.router,)
+ROUTERS = (
+    health.router,
+    ws.router,
+)
 
 DESCRIPTION = (
     "The flight recorder and the ledger of a GPU fleet: what the agents report, exactly once; what it says; who"

@@ -11,6 +11,9 @@ from gpu_monitor.config.server import ServerSettings
 from gpu_monitor.core.clock import Clock
 from gpu_monitor.server.auth.gate import RequestGate
 from gpu_monitor.server.auth.tokens import TokenBook
+from gpu_monitor.server.live.hub import Hub
+from gpu_monitor.server.live.newest import Newest
+from gpu_monitor.server.live.watch import WatchList
 from gpu_monitor.server.metrics import OwnMetrics
 from gpu_monitor.server.store.engine import Store
 
@@ -37,6 +40,9 @@ class ServerState:
     metrics: OwnMetrics
     tokens: TokenBook
     gate: RequestGate
+    watch: WatchList
+    newest: Newest
+    hub: Hub
     parts: tuple[Part, ...]
 
 

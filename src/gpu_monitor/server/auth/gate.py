@@ -10,7 +10,8 @@ from gpu_monitor.server.auth.principal import ANONYMOUS, Principal, unauthorised
 from gpu_monitor.server.auth.tokens import TokenBook
 
 _FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
-_KEY = "gpu_monitor.principal"
+PRINCIPAL_KEY = "gpu_monitor.principal"
+"""Where the scope of a connection keeps who it is; without it the gate looks again."""
 
 
 class RequestGate:
@@ -22,10 +23,10 @@ class RequestGate:
 
     async def identify(self, connection: HTTPConnection) -> Principal:
         """The principal of a request or WebSocket, found once; Problem 401, 403 or 429 where there is none."""
-        known: Principal | None = connection.scope.get(_KEY)
+        known: Principal | None = connection.scope.get(PRINCIPAL_KEY)
         if known is None:
             known = await self._find(connection)
-            connection.scope[_KEY] = known
+            connection.scope[PRINCIPAL_KEY] = known
         return known
 
     async def _find(self, connection: HTTPConnection) -> Principal:
