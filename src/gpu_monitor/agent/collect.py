@@ -435,17 +435,25 @@ _GPU_PLAN, _HOST_PLAN = _plan(SAMPLED), _plan(HOST_METRICS)
 def _scaled(plan: _Plan, values: Mapping[str, Any]) -> list[int | None]:
     """`values` as the integers of the store's columns, in their order (see storage.tables)."""
     row: list[int | None] = []
+    put, get = row.append, values.get
     for name, scale, low, high in plan:
-        value = values.get(name)
+        value = get(name)
         if value is None:
-            row += (None,) if low is None else (None, None, None)
+            put(None)
+            if low is not None:
+                row += (None, None)
             continue
         mean = round(value * scale)
+        put(mean)
         if low is None or high is None:
-            row.append(mean)
             continue
-        least, most = round(values.get(low, value) * scale), round(values.get(high, value) * scale)
-        row += (mean, None if least == mean else least, None if most == mean else most)
+        least, most = get(low), get(high)
+        if least is not None:
+            least = round(least * scale)
+        put(None if least == mean else least)
+        if most is not None:
+            most = round(most * scale)
+        put(None if most == mean else most)
     return row
 
 

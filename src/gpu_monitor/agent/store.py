@@ -15,7 +15,7 @@ from gpu_monitor.agent.place import LAST_ROW, Place, find_place
 from gpu_monitor.core.buckets import PeriodPlan
 from gpu_monitor.core.catalogue import HOST_METRICS, SAMPLED, Metric
 from gpu_monitor.core.errors import StorageError
-from gpu_monitor.core.model import Event, GpuProcess
+from gpu_monitor.core.model import Event, GpuProcess, Identity
 from gpu_monitor.storage.database import Row, Writer, insert_sql
 from gpu_monitor.storage.tables import (
     MAX_GPUS,
@@ -88,6 +88,7 @@ class Store:
         self.writer = writer
         self.plan = plan
         self._numbers = GpuNumbers(LOCAL_NODE)
+        self._latest: dict[str, tuple[Identity, int]] = {}
         self._states: dict[int, dict[str, object]] = {}
         self._reasons: dict[int, dict[str, str]] = {}
         self._processes: dict[tuple[str, int, int | None, str], _Seen] = {}
@@ -99,7 +100,7 @@ class Store:
     def _load(self) -> None:
         """Take the state of the file as the last one known."""
         with self.writer.transaction() as connection:
-            self._numbers.forget()
+            self._forget_numbers()
             self._numbers.load(connection)
             self._states = _latest(
                 connection, "SELECT gpu, key, value, max(since) FROM states GROUP BY gpu, key"
@@ -151,7 +152,7 @@ class Store:
 
     def reload(self) -> None:
         """Forget what is known of the file and read it again: a transaction failed, or the file is a new one."""
-        self._numbers.forget()
+        self._forget_numbers()
         self._states.clear()
         self._reasons.clear()
         self._processes.clear()
@@ -166,7 +167,7 @@ class Store:
         start, era = collection.start, place.era
         rows = []
         for row in collection.gpus:
-            number = self._numbers.number(connection, row.identity, collection.until)
+            number = self._number(connection, row.identity, collection.until)
             key = sample_key(start, era, number)
             rows.append(_merged(place.gpus.get(key), key, row.seconds, scaled_gpu(row.values), SAMPLED))
             self._write_changes(connection, number, row, collection.until)
@@ -186,6 +187,17 @@ class Store:
             "INSERT OR REPLACE INTO meta VALUES (?, ?)",
             (("data_end", collection.until), (LAST_ROW, place.mark)),
         )
+
+    def _forget_numbers(self) -> None:
+        self._numbers.forget()
+        self._latest.clear()
+
+    def _number(self, connection: sqlite3.Connection, identity: Identity, at: float) -> int:
+        """The number of `identity`: nearly always that of the very same record as before."""
+        known = self._latest.get(identity.uid)
+        if known is None or known[0] is not identity:
+            known = self._latest[identity.uid] = identity, self._numbers.number(connection, identity, at)
+        return known[1]
 
     def _touch(self, connection: sqlite3.Connection, start: float, end: float) -> None:
         """Mark the periods of [start, end) for rollup, once per period and process."""

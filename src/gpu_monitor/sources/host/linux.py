@@ -128,7 +128,8 @@ def parse_stat(text: bytes) -> CpuTimes | None:
 
 def parse_diskstats(text: bytes, disks: Disks) -> tuple[int, int] | None:
     """Bytes read and written on all disks since boot, from /proc/diskstats; None where there is none."""
-    rows = {words[2].decode(): words for words in map(bytes.split, text.splitlines()) if len(words) >= 10}
+    split = [line.split(None, 10) for line in text.splitlines()]
+    rows = {words[2].decode(): words for words in split if len(words) >= 10}
     chosen = disks.choose(rows)
     if not chosen:
         return None

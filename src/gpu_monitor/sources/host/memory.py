@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +16,19 @@ class Memory:
     swap_used: int | None = None
 
 
-_WANTED = re.compile(r"^(MemTotal|MemAvailable|SwapTotal|SwapFree):\s+(\d+)( kB)?", re.MULTILINE)
+_WANTED = ("MemTotal", "MemAvailable", "SwapTotal", "SwapFree")
 
 
 def parse_meminfo(text: str) -> Memory | None:
     """The figures of /proc/meminfo; None where it lacks the estimate of available memory."""
-    amounts = {name: int(amount) * (1024 if unit else 1) for name, amount, unit in _WANTED.findall(text)}
+    amounts: dict[str, int] = {}
+    lines = "\n" + text
+    for name in _WANTED:
+        begin = lines.find(f"\n{name}:")
+        if begin < 0:
+            continue
+        amount, *unit = lines[begin + len(name) + 2 : begin + len(name) + 40].split("\n", 1)[0].split()
+        amounts[name] = int(amount) * (1024 if unit else 1)
     total, available = amounts.get("MemTotal"), amounts.get("MemAvailable")
     if total is None or available is None:
         return None
