@@ -44,6 +44,12 @@ def test_an_option_has_its_metavar_once() -> None:
     assert "  -o, --offline " in text
 
 
+@pytest.mark.usefixtures("narrow")
+def test_commands_of_a_command_stand_in_one_column() -> None:
+    service = next(one for one in parsers(build_parser("service")) if one.prog.endswith("service"))
+    assert "    uninstall  stop and remove the service; what it recorded stays\n" in service.format_help()
+
+
 EPILOG = """examples:
   tool go --with 'two words'                      goes where it has never been before, and tells about it
   tool come

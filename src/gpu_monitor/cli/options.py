@@ -75,6 +75,14 @@ class Formatter(argparse.HelpFormatter):
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         return "\n\n".join(_block(block.splitlines(), width) for block in text.strip().split("\n\n"))
 
+    def add_argument(self, action: argparse.Action) -> None:
+        """Count the indentation of commands, too, as Python does from 3.13 on: so the texts stand in one column."""
+        super().add_argument(action)
+        if action.help is not argparse.SUPPRESS:
+            for command in self._iter_indented_subactions(action):
+                length = len(self._format_action_invocation(command)) + self._current_indent
+                self._action_max_length = max(self._action_max_length, length)
+
     def _format_action_invocation(self, action: argparse.Action) -> str:
         """`-c, --config CONFIG`: one metavar per option, as Python prints it from 3.13 on."""
         if not action.option_strings or action.nargs == 0:

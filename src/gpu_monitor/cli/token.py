@@ -48,8 +48,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     kind.add_argument("--node", metavar="ID", default=None, help="it writes only this node's rows (a UUID)")
     kind.add_argument("--enrol", action="store_true", help="a new node that shows it gets a token of its own")
     create.add_argument(
-        "--scope", action="append", choices=SCOPES, help="what for; may be repeated (default: report:write)"
-    )
+        "--scope", action="append", choices=SCOPES, metavar="SCOPE",
+        help=f"what for: {', '.join(SCOPES)}; may be repeated (default: report:write)",
+    )  # fmt: skip
     create.add_argument(
         "--expires", metavar="DURATION", help="how long it counts: 90d, 12h (default: for ever)"
     )
