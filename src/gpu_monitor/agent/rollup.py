@@ -8,15 +8,10 @@ from dataclasses import dataclass
 
 from gpu_monitor.core.buckets import Period
 from gpu_monitor.core.catalogue import HOST_METRICS, SAMPLED, Kind, Metric
+from gpu_monitor.core.tally import HELD_BYTES, IDLE_BELOW
 from gpu_monitor.core.times import format_time
 from gpu_monitor.storage.database import Row, Writer, insert_sql
 from gpu_monitor.storage.tables import MAX_GPUS, aggregate_columns, key_floor, unscaled
-
-IDLE_BELOW = 5.0
-"""Per cent of utilisation under which a GPU counts as idle (issue: report)."""
-HELD_BYTES = 256 * 1024 * 1024
-"""Device memory from which on an idle GPU counts as held: a CUDA context alone takes 300 to 500 MB, a
-desktop's idle driver less than 256 MB."""
 
 _HEAD = (
     "period", "gpu", "period_seconds", "samples", "expected_samples", "coverage", "seconds",

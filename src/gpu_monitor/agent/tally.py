@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from gpu_monitor.agent.rollup import HELD_BYTES, IDLE_BELOW
 from gpu_monitor.core.catalogue import BY_NAME
-from gpu_monitor.core.tally import SLIVER, Figures, Tally, figures
+from gpu_monitor.core.tally import HELD_BYTES, IDLE_BELOW, SLIVER, Figures, Tally, figures
 from gpu_monitor.storage.tables import unscaled
 
 __all__ = ["HOUR_SUMS", "ROW_SUMS", "Figures", "Tally", "figures"]

@@ -5,6 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+IDLE_BELOW = 5.0
+"""Per cent of utilisation under which a GPU counts as idle (issue: report)."""
+HELD_BYTES = 256 * 1024 * 1024
+"""Device memory from which on an idle GPU counts as held: a CUDA context alone takes 300 to 500 MB, a
+desktop's idle driver less than 256 MB."""
 HOUR = 3600.0
 _JOULES_PER_KWH = 3.6e6
 SLIVER = 0.05
