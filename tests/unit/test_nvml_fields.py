@@ -92,6 +92,44 @@ def test_only_what_was_answered_is_asked_again_in_one_call() -> None:
     assert values == {"memory_temperature": 61, "retired_pages": 3}
 
 
+def test_later_rounds_take_what_changed() -> None:
+    """The second reading on is decoded by what was learnt in the first: types, masks and blanks still count."""
+    driver = Driver(
+        {
+            (82, 0): (UINT, 0, 61), (197, 0): (ULONGLONG, 0, 7),
+            (142, 0): (UINT, 0, 1), (143, 0): (UINT, 0, 2), (74, 0): (ULONGLONG, 0, 0), (75, 0): (ULONGLONG, 0, 0),
+        }
+    )  # fmt: skip
+    asked = fields(driver)
+    for _ in range(2):
+        asked.read({}, {})
+    driver.answers |= {
+        (82, 0): (UINT, 0, 0xABCD_0000_0000_0040), (197, 0): (ULONGLONG, 0, 0xFFFF_FFFF),
+        (143, 0): (UINT, 0, 9), (75, 0): (ULONGLONG, 0, 3_000_000_000),
+    }  # fmt: skip
+    values: dict[str, object] = {}
+    asked.read(values, {})
+    assert values == {
+        "memory_temperature": 64, "pcie_tx": 0xFFFF_FFFF, "remapped_rows": 10, "throttle_time": (0.0, 3.0)
+    }  # fmt: skip
+    driver.answers |= {
+        (82, 0): (UINT, 0, 0xFFFF_FFFF),
+        (142, 0): (UINT, 0, 0xFFFF_FFFF),
+        (75, 0): (ULONGLONG, 999, 5),
+    }
+    values, reasons = {}, {}
+    asked.read(values, reasons)
+    assert values == {"pcie_tx": 0xFFFF_FFFF}
+    assert {name: reasons[name] for name in ("memory_temperature", "remapped_rows", "throttle_time")} == {
+        "memory_temperature": "invalid", "remapped_rows": "invalid", "throttle_time": "failed"
+    }  # fmt: skip
+    driver.answers |= {(82, 0): (ULONGLONG, 0, 62), (142, 0): (ULONGLONG, 0, 1), (75, 0): (ULONGLONG, 0, 0)}
+    for _ in range(2):
+        values = {}
+        asked.read(values, {})
+        assert (values["memory_temperature"], values["remapped_rows"]) == (62, 10)
+
+
 def test_half_of_a_sum_is_no_sum() -> None:
     values, reasons = read(Driver({(142, 0): (UINT, 0, 4)}))
     assert "remapped_rows" not in values

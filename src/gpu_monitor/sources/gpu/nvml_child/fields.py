@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 # nvmlFieldValue_t: fieldId, scopeId, timestamp, latencyUsec, valueType, nvmlReturn, value
 _ENTRY = struct.Struct("=IIqqIIQ")
 _ANSWER = "24xIIQ"  # the last three of them
+_PAIR = "24xQQ"  # the same, type and code as one number
 _ASK = struct.Struct("=II")
 _DOUBLE, _UINT, _ULONG, _ULONGLONG, _SIGNED_LONG, _SIGNED_INT, _USHORT = range(7)  # nvmlValueType_t
 _USUAL = (_ULONGLONG, _UINT)
@@ -23,6 +24,7 @@ _BITS = {_UINT: 32, _ULONG: 64, _ULONGLONG: 64, _USHORT: 16}
 _BLANK_64 = 0x7FFF_FFFF_FFFF_FFE0
 """Blank values of NVML and DCGM lie from here to 2^64 - 1; no counter that begins at 0 gets there."""
 _BLANK_32 = 0xFFFF_FFFF
+_ALL_64 = 2**64 - 1
 
 ALL_LINKS = 0xFFFF_FFFF
 _LINKS = 91  # NVML_FI_DEV_NVLINK_LINK_COUNT
@@ -106,7 +108,10 @@ class Fields:
         self._singles: list[tuple[str, Shape | None, int]] = []
         self._sets: list[tuple[str, Shape | None, int, int]] = []
         self._count = 0
-        self._answers = struct.Struct("=")
+        self._answers = self._pairs = struct.Struct("=")
+        self._good: tuple[int, ...] | None = None
+        self._quick: list[tuple[str, Shape | None, int, int]] = []
+        self._quick_sets: list[tuple[str, Shape, int, int, int, int]] = []
         self.missing: dict[str, str] = {}
         """Metric to reason, for those that the device does not give."""
         self._bytes = bytearray()
@@ -133,6 +138,7 @@ class Fields:
             place = end
         self._count = place // 3
         self._answers = struct.Struct("=" + _ANSWER * self._count)
+        self._pairs = struct.Struct("=" + _PAIR * self._count)
 
     def _choose(self, field: Field) -> Sequence[Asked] | None:
         """The first set of fields that is whole, or may be another time; None where the card has none."""
@@ -192,7 +198,51 @@ class Fields:
             reasons.update((single[0], reason) for single in self._singles)
             reasons.update((several[0], reason) for several in self._sets)
             return
+        if not self._read_quickly(values):
+            self._read_each(values, reasons)
+
+    def _read_quickly(self, values: dict[str, object]) -> bool:
+        """Take the answers at once where their types and codes are those of a round before, of which each was good.
+
+        False: look at each of them.
+        """
+        flat = self._pairs.unpack(self._bytes)
+        if flat[::2] != self._good:
+            return False
+        bits = flat[1::2]
+        for metric, shape, at, mask in self._quick:
+            value = bits[at] & mask
+            if value == _BLANK_32 or value >= _BLANK_64:
+                return False
+            values[metric] = value if shape is None else shape((value,))
+        for metric, shape, start, end, mask, blank in self._quick_sets:
+            part = [value & mask for value in bits[start:end]]
+            if max(part) >= blank:
+                return False
+            values[metric] = shape(part)
+        return True
+
+    def _learn(self, flat: tuple[int, ...]) -> None:
+        """Remember types and codes of answers that were all good, of the types that need no more than a mask."""
+        self._good = None
+        if any(flat[1::3]) or not set(flat[::3]) <= set(_USUAL):
+            return
+        self._quick_sets = []
+        for metric, shape, start, end in self._sets:
+            kinds = set(flat[start:end:3])
+            if len(kinds) > 1 or shape is None:
+                return
+            limits = (_BLANK_32, _BLANK_32) if kinds == {_UINT} else (_ALL_64, _BLANK_64)
+            self._quick_sets.append((metric, shape, start // 3, end // 3, *limits))
+        self._good = self._pairs.unpack(self._bytes)[::2]
+        self._quick = [
+            (metric, shape, at // 3, _BLANK_32 if flat[at] == _UINT else _ALL_64)
+            for metric, shape, at in self._singles
+        ]
+
+    def _read_each(self, values: dict[str, object], reasons: dict[str, str]) -> None:
         flat = self._answers.unpack(self._bytes)  # type, code and bits of each field
+        self._learn(flat)
         for metric, shape, at in self._singles:
             kind, code, value = flat[at : at + 3]
             # The two common types are decoded here: this loop runs for each field of each GPU.
@@ -206,13 +256,7 @@ class Fields:
             else:
                 values[metric] = value if shape is None else shape((value,))
         for metric, shape, start, end in self._sets:
-            bits = flat[start + 2 : end : 3]
-            # As the drivers seen give them: all answered, all of 64 bits.
-            is_usual = flat[start:end:3].count(_ULONGLONG) == len(bits) and not any(flat[start + 1 : end : 3])
-            if shape is not None and is_usual and max(bits) < _BLANK_64:
-                values[metric] = shape(bits)
-            else:
-                self._gather(metric, shape, flat[start:end], values, reasons)
+            self._gather(metric, shape, flat[start:end], values, reasons)
 
     @staticmethod
     def _gather(
