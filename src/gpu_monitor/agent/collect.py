@@ -222,7 +222,13 @@ class _Track:
         values: dict[str, float] = {}
         for name, value in read.items():
             code, lowest, highest, ends, _ = table[name]
-            if code == _STATE:
+            kind = type(value)
+            if code == _GAUGE and (kind is int or kind is float):
+                if lowest <= value <= highest:  # type: ignore[operator]
+                    values[name] = value  # type: ignore[assignment]
+                else:
+                    self._invalid(name)
+            elif code == _STATE:
                 self.states[name] = value  # type: ignore[assignment]
             elif isinstance(value, Spread):
                 mean, low, high, _ = value
@@ -234,14 +240,9 @@ class _Track:
                 values[name] = mean
                 if ends is not None:
                     values[ends[0]], values[ends[1]] = low, high
-            elif isinstance(value, str):
+            elif isinstance(value, str) or code == _GAUGE:
                 if code == _GAUGE:
                     self._invalid(name)
-            elif code == _GAUGE:
-                if value < lowest or value > highest:
-                    self._invalid(name)
-                else:
-                    values[name] = value
             elif code == _FLAGS:
                 values[name] = int(value)
             else:

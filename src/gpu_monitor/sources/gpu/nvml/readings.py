@@ -52,6 +52,9 @@ class ThrottleTimes:
     def add(self, uid: str, parts: tuple[float, ...], moment: float) -> float:
         """Seconds throttled since the first call for this device."""
         before, total, at = self._seen.get(uid, (parts, 0.0, moment))
+        if parts == before:
+            self._seen[uid] = (parts, total, moment)
+            return total
         if len(before) != len(parts):
             before = parts
         # A counter that went back began anew: all of it is growth.
