@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "resend": ("gpu_monitor.cli.resend", "send rejected or parked reports again"),
     "serve": ("gpu_monitor.cli.serve", "run the central server"),
     "token": ("gpu_monitor.cli.token", "make, list or revoke the server's tokens"),
+    "user": ("gpu_monitor.cli.user", "the people who may log in to the server"),
     "completion": ("gpu_monitor.cli.completion", "print shell completion (bash, zsh, fish)"),
 }
 """Command, the module that adds its parser and handles it, and a line of help. Loaded by name, one per call."""

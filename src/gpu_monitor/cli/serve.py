@@ -54,7 +54,12 @@ def run(args: argparse.Namespace) -> int:
     set_up(Logging(level=settings.log_level, format=form, file=None), None, args.log_level, is_loud)
     for library in ("uvicorn.error", "alembic", "apprise"):
         logging.getLogger(library).setLevel(logging.WARNING)
-    return run_server(settings, SystemClock(), lambda line: print(line, file=sys.stderr, flush=True))
+    return run_server(
+        settings,
+        SystemClock(),
+        lambda line: print(line, file=sys.stderr, flush=True),
+        wants_link=sys.stderr.isatty(),
+    )
 
 
 def server_settings(args: argparse.Namespace) -> ServerSettings:

@@ -14,7 +14,14 @@ from gpu_monitor.core.errors import EXIT_DONE, EXIT_NOTHING, UsageError
 from gpu_monitor.core.times import format_time, parse_duration
 from gpu_monitor.server.auth.audit import record
 from gpu_monitor.server.auth.principal import SCOPES
-from gpu_monitor.server.auth.tokens import Grant, TokenRow, create_token, list_tokens, revoke_tokens
+from gpu_monitor.server.auth.tokens import (
+    Grant,
+    TokenRow,
+    check_grant,
+    create_token,
+    list_tokens,
+    revoke_tokens,
+)
 
 EXAMPLES = """examples:
   gpu_monitor token create --contract 12345 --enrol   (each node gets its own)
@@ -94,12 +101,8 @@ def _grant(args: argparse.Namespace, now: float) -> Grant:
     """What the token is to be for; UsageError where that makes no sense."""
     scopes = frozenset(args.scope or ("report:write",))
     contract = None if args.contract is None else args.contract.strip()
-    if contract is None and scopes & {"report:write", "experiment:write"}:
-        raise UsageError("a token that writes is for one contract", "Say --contract NUMBER.")
     if contract is not None and (not contract or not contract.isprintable() or len(contract) > 100):
         raise UsageError(f"{args.contract!r} is no contract number", "It stands in your contract.")
-    if (args.node or args.enrol) and "report:write" not in scopes:
-        raise UsageError("--node and --enrol are for tokens that write reports", "Add --scope report:write.")
     node = None
     if args.node is not None:
         try:
@@ -113,7 +116,9 @@ def _grant(args: argparse.Namespace, now: float) -> Grant:
         raise UsageError(
             f"--expires {args.expires} is no time that a token can end", "For example --expires 90d."
         )
-    return Grant(scopes, contract, node, args.enrol, expires, args.name)
+    grant = Grant(scopes, contract, node, args.enrol, expires, args.name)
+    check_grant(grant)
+    return grant
 
 
 def _purpose(grant: Grant) -> str:

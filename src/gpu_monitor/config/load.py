@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from gpu_monitor.config.local import LOCAL_FILE, local_token, state_home
 from gpu_monitor.config.model import SECTIONS, Settings
 from gpu_monitor.config.position import Positions, find_positions
 from gpu_monitor.core.errors import ConfigError
@@ -61,6 +62,14 @@ def user_directory() -> Path:
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Application Support" / "gpu_monitor"
     return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "gpu_monitor"
+
+
+def local_token_file() -> Path | None:
+    """Where servers on loopback write the tokens for this user (see `config.local`); None for one without a home."""
+    try:
+        return state_home(os.environ) / LOCAL_FILE
+    except RuntimeError:  # a service account without HOME and without an entry in the user database
+        return None
 
 
 def system_file() -> Path:
@@ -258,7 +267,9 @@ def load(named: str | None = None, working: Path | None = None) -> Loaded:
 
 
 def read_token(loaded: Loaded) -> str | None:
-    """The token from GPU_MONITOR_TOKEN or the token file; None where there is none.
+    """The token from GPU_MONITOR_TOKEN or the token file, else, for a server on loopback, this user's own.
+
+    None where there is none.
 
     ConfigError where the file can be read by others, is missing, or holds no single printable word of
     8 characters or more.
@@ -268,7 +279,8 @@ def read_token(loaded: Loaded) -> str | None:
         return _one_word(given, "GPU_MONITOR_TOKEN")
     name = os.environ.get("GPU_MONITOR_TOKEN_FILE") or loaded.settings.server.token_file
     if name is None:
-        return None
+        url, file = loaded.settings.server.url, local_token_file()
+        return None if url is None or file is None else local_token(file, url)
     path = loaded.resolve(name)
     try:
         mode = path.stat().st_mode

@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from gpu_monitor import __version__
 from gpu_monitor.server.limits import BodyLimits
 from gpu_monitor.server.problems import add_handlers
-from gpu_monitor.server.routes import health, ws
+from gpu_monitor.server.routes import health, sessions, tokens, users, ws
 from gpu_monitor.server.security import Doorkeeper
 from gpu_monitor.server.state import ServerState
 
@@ -20,6 +20,9 @@ _LOG = logging.getLogger("server")
 
 ROUTERS = (
     health.router,
+    sessions.router,
+    tokens.router,
+    users.router,
     ws.router,
 )
 

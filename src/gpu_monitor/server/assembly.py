@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from gpu_monitor.config.load import local_token_file
 from gpu_monitor.config.server import ServerSettings
 from gpu_monitor.core.clock import Clock
 from gpu_monitor.server.auth.gate import RequestGate
+from gpu_monitor.server.auth.local import LocalToken, OneTimeLink
+from gpu_monitor.server.auth.passwords import PasswordDesk
+from gpu_monitor.server.auth.sessions import SessionBook
+from gpu_monitor.server.auth.throttle import Throttle
 from gpu_monitor.server.auth.tokens import TokenBook
 from gpu_monitor.server.auth.upkeep import AuthUpkeep
 from gpu_monitor.server.live.bell import Bell
@@ -16,15 +21,20 @@ from gpu_monitor.server.state import Part, ServerState
 from gpu_monitor.server.store.engine import Store
 
 
-def build_state(settings: ServerSettings, store: Store, clock: Clock) -> ServerState:
-    """Everything the routes need, not started yet."""
+def build_state(settings: ServerSettings, store: Store, clock: Clock, address: str) -> ServerState:
+    """Everything the routes need, not started yet; `address` is how this machine reaches the server."""
     metrics = OwnMetrics()
     tokens = TokenBook(store, clock)
-    upkeep = AuthUpkeep(store, clock, tokens, tokens.forget, lambda: None)
+    sessions = SessionBook(store, clock, settings.is_exposed)
+    throttle, passwords = Throttle(clock), PasswordDesk()
+    upkeep = AuthUpkeep(store, clock, tokens, sessions)
     watch, newest = WatchList(), Newest()
     hub = Hub(store, clock, newest, watch)
     metrics.gauge("live_viewers", lambda: hub.viewers)
-    parts: list[Part] = [upkeep, hub]
+    parts: list[Part] = [upkeep, passwords, hub]
+    local = local_token_file()
+    if local is not None and not settings.is_exposed:
+        parts.append(LocalToken(store, clock, address, local))
     if store.dialect == "postgresql":
         parts.append(Bell(store, newest, watch, clock))
     return ServerState(
@@ -33,7 +43,11 @@ def build_state(settings: ServerSettings, store: Store, clock: Clock) -> ServerS
         clock=clock,
         metrics=metrics,
         tokens=tokens,
-        gate=RequestGate(settings, tokens),
+        sessions=sessions,
+        passwords=passwords,
+        throttle=throttle,
+        link=OneTimeLink(clock),
+        gate=RequestGate(settings, tokens, sessions, throttle, metrics),
         watch=watch,
         newest=newest,
         hub=hub,

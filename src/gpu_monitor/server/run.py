@@ -20,8 +20,9 @@ from gpu_monitor.core.clock import Clock
 from gpu_monitor.core.errors import EXIT_DONE, EXIT_FAILED, ConfigError, GpuMonitorError
 from gpu_monitor.server.app import create_app
 from gpu_monitor.server.assembly import build_state
+from gpu_monitor.server.auth.users import has_admin
 from gpu_monitor.server.connection import PatientConnection
-from gpu_monitor.server.store.engine import open_store
+from gpu_monitor.server.store.engine import Store, open_store
 from gpu_monitor.server.store.url import parse_url
 
 _LOG = logging.getLogger("server")
@@ -35,17 +36,51 @@ _LARGEST_MESSAGE = 64 * 1024
 """Bytes of a WebSocket message from a client: subscriptions are small."""
 
 
-def run_server(settings: ServerSettings, clock: Clock, say: Callable[[str], None]) -> int:
-    """Serve until SIGTERM or SIGINT; the exit code. `say` gets the lines for the person who started it."""
+def run_server(settings: ServerSettings, clock: Clock, say: Callable[[str], None], wants_link: bool) -> int:
+    """Serve until SIGTERM or SIGINT; the exit code. `say` gets the lines for the person who started it.
+
+    `wants_link`: on loopback, one of them is a link that opens the pages once (no log may keep it).
+    """
+    _refuse_open(settings)
     url = parse_url(settings.database_url, settings.directory)
     listener = _listen(settings)
     with contextlib.closing(listener), contextlib.closing(open_store(url, alone=True)) as store:
+        _refuse_unguarded(settings, store)
         address = base_url(settings, listener)
-        state = build_state(settings, store, clock)
-        config = _configure(create_app(state), settings)
-        server = _Server(config, lambda: say(f"gpu_monitor serves on {address} (database {store})"))
+        state = build_state(settings, store, clock, address)
+
+        def ready() -> None:
+            say(f"gpu_monitor serves on {address} (database {store})")
+            if wants_link and not settings.is_exposed:
+                say(f"open the pages as administrator, once: {address}/open?code={state.link.make()}")
+
+        server = _Server(_configure(create_app(state), settings), ready)
         _run(server.serve(sockets=[listener]))
     return EXIT_DONE if server.was_ready else EXIT_FAILED
+
+
+def _refuse_open(settings: ServerSettings) -> None:
+    """ConfigError where others could listen in: bound elsewhere than loopback with nothing that encrypts."""
+    if settings.is_loopback or settings.tls_cert or settings.proxies:
+        return
+    raise ConfigError(
+        f"{settings.host} can be reached from other machines, and tokens would pass in clear",
+        "Give --tls-cert and --tls-key; or --behind-proxy with the network of the proxy that ends TLS; or leave"
+        " --host out to serve this machine only.",
+    )
+
+
+def _refuse_unguarded(settings: ServerSettings, store: Store) -> None:
+    """ConfigError where others can reach the server and nobody could let them in."""
+    if not settings.is_exposed:
+        return
+    with store.read() as connection:
+        if has_admin(connection):
+            return
+    raise ConfigError(
+        "others than this machine's users can reach this server, and it has no administrator",
+        "Make one first, in the same directory: gpu_monitor user add NAME --admin",
+    )
 
 
 def base_url(settings: ServerSettings, listener: socket.socket) -> str:

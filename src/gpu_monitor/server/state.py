@@ -10,6 +10,10 @@ from fastapi import Request
 from gpu_monitor.config.server import ServerSettings
 from gpu_monitor.core.clock import Clock
 from gpu_monitor.server.auth.gate import RequestGate
+from gpu_monitor.server.auth.local import OneTimeLink
+from gpu_monitor.server.auth.passwords import PasswordDesk
+from gpu_monitor.server.auth.sessions import SessionBook
+from gpu_monitor.server.auth.throttle import Throttle
 from gpu_monitor.server.auth.tokens import TokenBook
 from gpu_monitor.server.live.hub import Hub
 from gpu_monitor.server.live.newest import Newest
@@ -39,6 +43,10 @@ class ServerState:
     clock: Clock
     metrics: OwnMetrics
     tokens: TokenBook
+    sessions: SessionBook
+    passwords: PasswordDesk
+    throttle: Throttle
+    link: OneTimeLink
     gate: RequestGate
     watch: WatchList
     newest: Newest

@@ -6,12 +6,13 @@ import hashlib
 import math
 import re
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, func, select, update
 
 from gpu_monitor.core.clock import Clock
+from gpu_monitor.core.errors import UsageError
 from gpu_monitor.server.auth.contracts import ensure_contract
 from gpu_monitor.server.auth.principal import SCOPES, Principal
 from gpu_monitor.server.auth.versions import raise_version
@@ -97,16 +98,35 @@ def create_token(connection: Connection, grant: Grant, now: float) -> NewToken:
     return made
 
 
-def list_tokens(connection: Connection, after: str = "", limit: int = 1000) -> list[TokenRow]:
-    """Tokens in the order of their ids, from the first one after `after`; revoked and expired ones, too."""
-    columns = (tokens, contracts.c.number)
-    rows = connection.execute(
-        select(*columns)
+def check_grant(grant: Grant) -> None:
+    """UsageError, saying what to do, where a token for this would make no sense."""
+    if not grant.scopes or not grant.scopes <= set(SCOPES):
+        raise UsageError("there is no such scope", f"Scopes are {', '.join(SCOPES)}.")
+    if grant.contract is None and grant.scopes & {"report:write", "experiment:write"}:
+        raise UsageError("a token that writes is for one contract", "Say --contract NUMBER.")
+    if (grant.node or grant.enrol) and "report:write" not in grant.scopes:
+        raise UsageError(
+            "one node, and enrolling nodes, are for tokens that write reports", "Add --scope report:write."
+        )
+    if grant.node and grant.enrol:
+        raise UsageError("a token is for one node or for enrolling nodes", "Choose one of them.")
+
+
+def list_tokens(
+    connection: Connection, after: str = "", limit: int = 1000, owned: Sequence[int] | None = None
+) -> list[TokenRow]:
+    """Tokens in the order of their ids, from the first one after `after`; revoked and expired ones, too.
+
+    `owned`: only those of these contracts (ids).
+    """
+    asked = (
+        select(tokens, contracts.c.number)
         .select_from(tokens.outerjoin(contracts, tokens.c.contract == contracts.c.id))
         .where(tokens.c.id > after)
         .order_by(tokens.c.id)
         .limit(limit)
     )
+    rows = connection.execute(asked if owned is None else asked.where(tokens.c.contract.in_(owned)))
     return [
         TokenRow(
             row.id, row.name, tuple(row.scope.split()), row.number, row.node, row.enrol, row.parent,
@@ -116,13 +136,21 @@ def list_tokens(connection: Connection, after: str = "", limit: int = 1000) -> l
     ]  # fmt: skip
 
 
-def revoke_tokens(connection: Connection, ids: Iterable[str], now: float) -> int:
-    """Revoke tokens and those that enrolled through them; how many were in force. Heeded within a second."""
+def revoke_tokens(
+    connection: Connection, ids: Iterable[str], now: float, owned: Sequence[int] | None = None
+) -> int:
+    """Revoke tokens and those that enrolled through them; how many were in force. Heeded within a second.
+
+    `owned`: only those of these contracts (ids).
+    """
     named = list(ids)
-    changed = connection.execute(
+    asked = (
         update(tokens)
         .where(tokens.c.id.in_(named) | tokens.c.parent.in_(named), tokens.c.revoked.is_(None))
         .values(revoked=now)
+    )
+    changed = connection.execute(
+        asked if owned is None else asked.where(tokens.c.contract.in_(owned))
     ).rowcount
     if changed:
         raise_version(connection)

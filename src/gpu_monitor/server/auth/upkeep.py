@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from gpu_monitor.core.clock import Clock
 from gpu_monitor.core.errors import StorageError
+from gpu_monitor.server.auth.sessions import SessionBook
 from gpu_monitor.server.auth.tokens import TokenBook
 from gpu_monitor.server.auth.versions import read_version
 from gpu_monitor.server.store.engine import Store
@@ -19,18 +20,11 @@ _WRITE_SECONDS = 60.0
 
 
 class AuthUpkeep:
-    """Looks twice a second whether a right was taken away, by whomever; `forget` then drops what is held."""
+    """Looks twice a second whether a right was taken away, by whomever, and then drops what is held."""
 
-    def __init__(
-        self,
-        store: Store,
-        clock: Clock,
-        tokens: TokenBook,
-        forget: Callable[[], None],
-        purge: Callable[[], None],
-    ) -> None:
-        self._store, self._clock, self._tokens = store, clock, tokens
-        self._forget, self._purge = forget, purge
+    def __init__(self, store: Store, clock: Clock, tokens: TokenBook, sessions: SessionBook) -> None:
+        self._store, self._clock = store, clock
+        self._tokens, self._sessions = tokens, sessions
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="auth-upkeep", daemon=True)
         self._version: int | None = None
@@ -49,7 +43,8 @@ class AuthUpkeep:
         with self._store.read() as connection:
             version = read_version(connection)
         if version != self._version:
-            self._forget()
+            self._tokens.forget()
+            self._sessions.forget()
             self._version = version
 
     def _run(self) -> None:
@@ -59,7 +54,7 @@ class AuthUpkeep:
             if self._clock.monotonic() >= due:
                 due = self._clock.monotonic() + _WRITE_SECONDS
                 self._guarded(self._tokens.write_uses)
-                self._guarded(self._purge)
+                self._guarded(self._sessions.purge)
         self._guarded(self._tokens.write_uses)
 
     def _guarded(self, work: Callable[[], None]) -> None:
