@@ -17,6 +17,7 @@ from gpu_monitor.server.live.hub import Hub
 from gpu_monitor.server.live.newest import Newest
 from gpu_monitor.server.live.watch import WatchList
 from gpu_monitor.server.metrics import OwnMetrics
+from gpu_monitor.server.readiness import Readiness
 from gpu_monitor.server.state import Part, ServerState
 from gpu_monitor.server.store.engine import Store
 
@@ -26,12 +27,12 @@ def build_state(settings: ServerSettings, store: Store, clock: Clock, address: s
     metrics = OwnMetrics()
     tokens = TokenBook(store, clock)
     sessions = SessionBook(store, clock, settings.is_exposed)
-    throttle, passwords = Throttle(clock), PasswordDesk()
+    throttle, passwords, readiness = Throttle(clock), PasswordDesk(), Readiness(store, clock)
     upkeep = AuthUpkeep(store, clock, tokens, sessions)
     watch, newest = WatchList(), Newest()
     hub = Hub(store, clock, newest, watch)
     metrics.gauge("live_viewers", lambda: hub.viewers)
-    parts: list[Part] = [upkeep, passwords, hub]
+    parts: list[Part] = [upkeep, passwords, readiness, hub]
     local = local_token_file()
     if local is not None and not settings.is_exposed:
         parts.append(LocalToken(store, clock, address, local))
@@ -47,6 +48,7 @@ def build_state(settings: ServerSettings, store: Store, clock: Clock, address: s
         passwords=passwords,
         throttle=throttle,
         link=OneTimeLink(clock),
+        readiness=readiness,
         gate=RequestGate(settings, tokens, sessions, throttle, metrics),
         watch=watch,
         newest=newest,

@@ -19,6 +19,7 @@ from gpu_monitor.server.live.hub import Hub
 from gpu_monitor.server.live.newest import Newest
 from gpu_monitor.server.live.watch import WatchList
 from gpu_monitor.server.metrics import OwnMetrics
+from gpu_monitor.server.readiness import Readiness
 from gpu_monitor.server.store.engine import Store
 
 
@@ -48,6 +49,7 @@ class ServerState:
     throttle: Throttle
     link: OneTimeLink
     gate: RequestGate
+    readiness: Readiness
     watch: WatchList
     newest: Newest
     hub: Hub
