@@ -417,6 +417,11 @@ alerts = Table(
     Column("message", Text, nullable=False),
     Column("past", Boolean, nullable=False),  # data was older than 15 min on arrival: never notified
     Column("simulated", Boolean, nullable=False),
+    Column("seen", Double, nullable=False),  # up to when data has shown the condition
+    Column("silenced", Boolean, nullable=False),  # fired under a silence: told when that ends, if it still fires
+    Column("ending", Text),  # why it is over: recovered, no data, rule changed
+    Column("acknowledged", Double),
+    Column("acknowledged_by", Text),
     Column("active", Integer),  # 1 while pending or firing, NULL after: one active alert a rule and subject
     UniqueConstraint("rule", "subject", "active", name="alerts_active"),
     Index("alerts_since", "since"),
