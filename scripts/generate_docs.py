@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from gpu_monitor.cli.main import build_parser
-from gpu_monitor.config.render import example_json, settings_table
+from gpu_monitor.config.render import env_example, example_json, server_table, settings_table
 from gpu_monitor.core.catalogue import HOST_METRICS, METRICS, THROTTLE_REASONS, Kind, Metric
 
 WIDTH = 100
@@ -125,6 +125,7 @@ def _throttle_table() -> str:
 BLOCKS: dict[str, Callable[[], str]] = {
     "cli": commands,
     "configuration": settings_table,
+    "server_settings": server_table,
     "example": lambda: f"```json\n{example_json()}```\n",
     "metrics": lambda: _metric_table(METRICS),
     "host_metrics": lambda: _metric_table(HOST_METRICS),
@@ -139,7 +140,7 @@ def filled(page: str) -> str:
 
 def wanted(root: Path) -> dict[Path, str]:
     """Every file with generated parts, as it must be."""
-    texts = {root / "config.example.json": example_json()}
+    texts = {root / "config.example.json": example_json(), root / ".env.example": env_example()}
     for name in PAGES:
         path = root / name
         page = path.read_text(encoding="utf-8")

@@ -15,7 +15,7 @@ from gpu_monitor.config.model import SECTIONS
 from gpu_monitor.core.catalogue import HOST_METRICS, METRICS
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ("README.md", "docs/cli.md", "docs/configuration.md", "docs/metrics.md", "config.example.json")
+PAGES = ("README.md", "docs/cli.md", "docs/configuration.md", "docs/metrics.md", "config.example.json", ".env.example")
 
 
 def generate(*words: str) -> subprocess.CompletedProcess[str]:
@@ -47,6 +47,7 @@ def test_a_page_that_differs_is_named_and_mended(copy: Path, name: str) -> None:
         good.replace("interval_seconds", "interval_minutes")
         .replace("--config", "--cnofig")
         .replace("°C", "K")
+        .replace("SMTP_HOST", "SMTP_HSOT")
     )
     assert spoilt != good
     (copy / name).write_text(spoilt)

@@ -1,4 +1,4 @@
-"""Writes `config.example.json` and the settings table of the docs from the typed sections."""
+"""Writes `config.example.json`, `.env.example` and the settings tables of the docs from the typed settings."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import msgspec
 
 from gpu_monitor.config.model import SECTIONS
+from gpu_monitor.config.server import NAMES, SECRET, ServerSettings
 
 
 def example_json() -> str:
@@ -47,3 +48,66 @@ def settings_table() -> str:
             default = json.dumps(getattr(defaults, name))
             lines.append(f"| `{section}.{name}` | {_type_text(hints[name])} | `{default}` | {meaning} |")
     return "\n".join(lines) + "\n"
+
+
+_EXAMPLES = {
+    "HOST": "0.0.0.0",
+    "DATABASE_URL": "postgresql://gpu_monitor:PASSWORD@localhost:5432/gpu_monitor",
+    "METRICS_RETENTION_DAYS": "90",
+    "SLACK_WEBHOOK_URL": "https://hooks.slack.com/services/...",
+    "SMTP_HOST": "smtp.example.com",
+    "SMTP_USER": "gpu-monitor",
+    "SMTP_PASSWORD": "...",
+    "SMTP_FROM": "gpu-monitor@example.com",
+    "SMTP_TO": "ops@example.com, oncall@example.com",
+    "TLS_CERT": "fullchain.pem",
+    "TLS_KEY": "privkey.pem",
+    "BEHIND_PROXY": "127.0.0.1, 10.0.0.0/8",
+    "ALLOWED_HOSTS": "gpus.example.com",
+}
+"""What `.env.example` shows where a default says nothing."""
+
+
+def env_example() -> str:
+    """Every setting of the server as a comment, with its meaning and default: a `.env` to begin with."""
+    defaults, hints = ServerSettings(), get_type_hints(ServerSettings, include_extras=True)
+    lines = [
+        "# Settings of gpu_monitor serve. Copy this to .env in the server's directory and take away the # of what",
+        "# you change. Options of the command line come first, then the environment, then this file.",
+        "# It may hold passwords: chmod 600 .env",
+    ]
+    for name, field in NAMES.items():
+        value = getattr(defaults, field)
+        shown = _EXAMPLES.get(name, "") if value is None else _env_text(value)
+        default = "unset" if value is None else shown
+        lines += ["", f"# {_meaning(hints[field])} (default: {default})", f"#{name}={shown}"]
+        if value is not None and name in _EXAMPLES:
+            lines.append(f"#{name}={_EXAMPLES[name]}")
+    return "\n".join(lines) + "\n"
+
+
+def server_table() -> str:
+    """A Markdown table of the server's settings: variable, type, default, meaning."""
+    defaults, hints = ServerSettings(), get_type_hints(ServerSettings, include_extras=True)
+    lines = ["| variable | type | default | meaning |", "|---|---|---|---|"]
+    for name, field in NAMES.items():
+        value = getattr(defaults, field)
+        default = "" if value is None else f"`{_env_text(value)}`"
+        kind = _server_type(hints[field])
+        secret = "; never shown" if field in SECRET else ""
+        lines.append(f"| `{name}` | {kind} | {default} | {_meaning(hints[field])}{secret} |")
+    return "\n".join(lines) + "\n"
+
+
+def _env_text(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _meaning(hint: Any) -> str:
+    return next(str(meta.description) for meta in get_args(hint)[1:] if meta.description)
+
+
+def _server_type(hint: Any) -> str:
+    if any(meta.pattern for meta in get_args(hint)[1:]):
+        return "text, json"
+    return _type_text(hint).replace(" or null", "").replace('"', "")
