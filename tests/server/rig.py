@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import json
 import os
+import pty
 import re
 import signal
 import ssl
@@ -14,11 +15,12 @@ import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from urllib.parse import urlsplit
 
 from gpu_monitor.config.server import NAMES
 from tests.e2e.program import PROGRAM, environment
+from tests.e2e.waiting import until
 
 PATIENCE = 60.0
 _READY = re.compile(r"gpu_monitor serves on (https?://\S+)")
@@ -42,9 +44,10 @@ class Answer:
 class Server:
     """A running server. `lines` grows with what it says on stderr."""
 
-    process: subprocess.Popen[str]
+    process: subprocess.Popen[bytes]
     folder: Path
     database: str
+    output: IO[str] | None
     lines: list[str] = field(default_factory=list)
     url: str = ""
     ready: threading.Event = field(default_factory=threading.Event)
@@ -88,9 +91,13 @@ class Server:
 
     def command(self, *words: str) -> subprocess.CompletedProcess[str]:
         """A `gpu_monitor` command on this server's database, run to its end."""
+        return self.command_with("", *words)
+
+    def command_with(self, typed: str, *words: str) -> subprocess.CompletedProcess[str]:
+        """The same with `typed` on its stdin."""
         return subprocess.run(
             [*PROGRAM, *words], cwd=self.folder, env=serving_environment(self.folder, DATABASE_URL=self.database),
-            capture_output=True, text=True, timeout=PATIENCE, check=False,
+            input=typed, capture_output=True, text=True, timeout=PATIENCE, check=False,
         )  # fmt: skip
 
     def token(self, *words: str) -> str:
@@ -98,6 +105,18 @@ class Server:
         made = self.command("token", "create", "--json", *words)
         assert made.returncode == 0, made.stderr
         return str(json.loads(made.stdout)["token"])
+
+    def wait_for(self, pattern: str) -> str:
+        """Wait until it has said this; the first group of the pattern."""
+        found: list[str] = []
+
+        def look() -> bool:
+            match = re.search(pattern, self.said)
+            found.extend([match[1] if match.re.groups else match[0]] if match else [])
+            return bool(found)
+
+        until(look, f"it says {pattern}")
+        return found[0]
 
     def stop(self) -> int:
         """SIGTERM; its exit code."""
@@ -110,15 +129,19 @@ class Server:
         self.process.wait(timeout=PATIENCE)
 
     def _listen(self) -> None:
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            self.lines.append(line)
-            found = _READY.search(line)
-            if found:
-                self.url = found[1]
-                self.ready.set()
+        assert self.output is not None
+        with contextlib.suppress(OSError):  # a terminal ends with an error when its last user is gone
+            for line in self.output:
+                self._hear(line)
         self.ended.set()
         self.ready.set()
+
+    def _hear(self, line: str) -> None:
+        self.lines.append(line)
+        found = _READY.search(line)
+        if found:
+            self.url = found[1]
+            self.ready.set()
 
 
 def serving_environment(home: Path, **more: str) -> dict[str, str]:
@@ -127,27 +150,36 @@ def serving_environment(home: Path, **more: str) -> dict[str, str]:
     return {**kept, "XDG_STATE_HOME": str(home / ".local/state"), **more}
 
 
-def launch(folder: Path, *words: str, database: str | None = None, **more: str) -> Server:
-    """Start `gpu_monitor serve` in `folder`, on a free port unless `words` name one; do not wait."""
+def launch(
+    folder: Path, *words: str, database: str | None = None, on_terminal: bool = False, **more: str
+) -> Server:
+    """Start `gpu_monitor serve` in `folder`, on a free port unless `words` name one; do not wait.
+
+    `on_terminal`: its stderr is a terminal.
+    """
     url = database or f"sqlite:///{folder / 'server.db'}"
     port = [] if "--port" in words else ["--port", "0"]
+    ends = pty.openpty() if on_terminal else os.pipe()
     process = subprocess.Popen(
         [*PROGRAM, "serve", *port, *words],
         cwd=folder,
-        env=serving_environment(folder, DATABASE_URL=url, **more),
+        env=serving_environment(folder, **{"DATABASE_URL": url, **more}),
+        stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
+        stderr=ends[1],
     )
-    server = Server(process, folder, url)
+    os.close(ends[1])
+    server = Server(process, folder, url, os.fdopen(ends[0], encoding="utf-8", errors="replace"))
     threading.Thread(target=server._listen, daemon=True).start()
     return server
 
 
 @contextlib.contextmanager
-def serving(folder: Path, *words: str, database: str | None = None, **more: str) -> Iterator[Server]:
+def serving(
+    folder: Path, *words: str, database: str | None = None, on_terminal: bool = False, **more: str
+) -> Iterator[Server]:
     """A server that is ready; killed at the end if it still runs."""
-    server = launch(folder, *words, database=database, **more)
+    server = launch(folder, *words, database=database, on_terminal=on_terminal, **more)
     try:
         assert server.ready.wait(PATIENCE), "it said nothing"
         assert server.url, f"it ended: {server.said}"
@@ -157,8 +189,8 @@ def serving(folder: Path, *words: str, database: str | None = None, **more: str)
             server.process.kill()
         server.process.wait(timeout=PATIENCE)
         server.ended.wait(PATIENCE)
-        if server.process.stderr is not None:
-            server.process.stderr.close()
+        if server.output is not None:
+            server.output.close()
 
 
 def pss_kib(pid: int) -> int:

@@ -1,0 +1,336 @@
+"""Who may: tokens, users, sessions and their limits, asked of a real server over HTTP."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.waiting import until
+from tests.server.rig import Server, serving
+
+PASSWORD = "correct horse battery"
+
+
+@pytest.fixture
+def server(tmp_path: Path, database: str) -> object:
+    with serving(tmp_path, database=database) as running:
+        yield running
+
+
+def add_user(server: Server, name: str, *words: str, password: str = PASSWORD) -> None:
+    made = server.command_with(f"{password}\n", "user", "add", name, *words)
+    assert made.returncode == 0, made.stderr
+
+
+def login(server: Server, name: str, password: str = PASSWORD) -> tuple[dict[str, str], dict[str, object]]:
+    """The headers of a session (cookie and the word for changes), and who it is."""
+    answer = server.ask("POST", "/api/session", {"name": name, "password": password})
+    assert answer.status == 200, answer.body
+    cookie = answer.headers["set-cookie"].partition(";")[0]
+    return {"Cookie": cookie, "X-CSRF-Token": answer.json["csrf"]}, answer.json
+
+
+def test_reading_is_open_on_loopback_and_writing_is_not(server: Server) -> None:
+    me = server.ask("GET", "/api/session")
+    assert (me.status, me.json["kind"], me.json["scopes"]) == (200, "anonymous", ["read"])
+    refused = server.ask("POST", "/api/tokens", {"contract": "12345"})
+    assert refused.status == 403
+    assert server.ask("GET", "/api/users").status == 401
+    assert server.ask("GET", "/api/users").headers["www-authenticate"] == "Bearer"
+
+
+def test_a_new_token_counts_at_once_and_a_revoked_one_no_more_within_seconds(server: Server) -> None:
+    token = server.token("--scope", "admin", "--name", "ops")
+    listed = server.ask("GET", "/api/tokens", token=token)
+    assert listed.status == 200
+    mine = next(one for one in listed.json["items"] if one["name"] == "ops")
+    assert (mine["scopes"], mine["contract"], mine["revoked"]) == (["admin"], None, None)
+    assert server.command("token", "revoke", mine["id"]).returncode == 0
+    until(lambda: server.ask("GET", "/api/tokens", token=token).status == 401, "the token is refused", 5)
+    assert server.command("token", "revoke", mine["id"]).returncode == 3
+
+
+def test_what_a_token_may_is_what_it_was_made_for(server: Server) -> None:
+    writer = server.token("--contract", "12345")
+    assert server.ask("GET", "/api/session", token=writer).status == 403
+    reader = server.token("--scope", "read", "--contract", "12345")
+    me = server.ask("GET", "/api/session", token=reader).json
+    assert (me["scopes"], me["contracts"]) == (["read"], ["12345"])
+    assert server.ask("GET", "/api/users", token=reader).status == 403
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "Bearer gpm_" + "A" * 43,
+        "Bearer x",
+        "Bearer ",
+        "Basic YTpi",
+        "Bearer gpm_" + "é" * 43,
+        "gpm_" + "A" * 43,
+    ],
+)
+def test_an_unknown_token_is_refused_and_never_repeated(server: Server, header: str) -> None:
+    answer = server.ask(
+        "GET", "/api/session", headers={"Authorization": header.encode("latin-1").decode("latin-1")}
+    )
+    assert answer.status == 401
+    assert b"gpm_" not in answer.body
+
+
+def test_an_expired_token_is_refused(server: Server) -> None:
+    made = server.command("token", "create", "--scope", "read", "--expires", "1s")
+    token = made.stdout.strip()
+    until(lambda: server.ask("GET", "/api/session", token=token).status == 401, "it expires", 10)
+
+
+def test_tokens_made_over_http_reach_no_further_than_who_makes_them(server: Server) -> None:
+    add_user(server, "ada")
+    assert server.command("user", "grant", "ada", "--contract", "12345", "--role", "admin").returncode == 0
+    session, _ = login(server, "ada")
+    made = server.ask("POST", "/api/tokens", {"contract": "12345", "enrol": True}, headers=session)
+    assert made.status == 201, made.body
+    assert len(made.json["token"]) == 47
+    for beyond in (
+        {"contract": "99"},
+        {"contract": None, "scopes": ["read"]},
+        {"contract": "12345", "scopes": ["admin"]},
+    ):
+        assert server.ask("POST", "/api/tokens", beyond, headers=session).status == 403, beyond
+    wrong = {"contract": "12345", "scopes": ["read"], "enrol": True}
+    assert server.ask("POST", "/api/tokens", wrong, headers=session).status == 422
+    other = server.token("--contract", "777")
+    theirs = json.loads(server.command("token", "list", "--json").stdout)
+    foreign = next(one["id"] for one in theirs if one["contract"] == "777")
+    assert server.ask("DELETE", f"/api/tokens/{foreign}", headers=session).status == 404
+    shown = server.ask("GET", "/api/tokens", headers=session).json["items"]
+    assert [one["contract"] for one in shown] == ["12345"]
+    assert server.ask("DELETE", f"/api/tokens/{made.json['id']}", headers=session).status == 204
+    assert server.ask("GET", "/api/session", token=made.json["token"]).status == 401
+    assert other not in server.said
+
+
+def test_a_session_from_login_to_logout(server: Server) -> None:
+    add_user(server, "ada", "--admin")
+    answer = server.ask("POST", "/api/session", {"name": "ada", "password": PASSWORD})
+    cookie = answer.headers["set-cookie"]
+    assert "HttpOnly" in cookie
+    assert "SameSite=strict" in cookie
+    assert "Secure" not in cookie
+    session, me = login(server, "ada")
+    assert (me["kind"], me["name"], me["scopes"]) == ("session", "ada", ["admin", "read"])
+    assert server.ask("GET", "/api/users", headers=session).status == 200
+    cookie_alone = {"Cookie": session["Cookie"]}
+    forged = server.ask("POST", "/api/users", {"name": "eve", "password": PASSWORD}, headers=cookie_alone)
+    assert forged.status == 403
+    assert server.ask("DELETE", "/api/session", headers=session).status == 204
+    assert server.ask("GET", "/api/users", headers=session).status == 401
+
+
+def test_answers_to_wrong_names_and_passwords_are_the_same_and_then_slow(server: Server) -> None:
+    add_user(server, "ada")
+    add_user(server, "carl")
+    assert server.command("user", "disable", "carl").returncode == 0
+    answers = [
+        server.ask("POST", "/api/session", {"name": name, "password": password})
+        for name, password in (("ada", "wrong password"), ("nobody", PASSWORD), ("carl", PASSWORD))
+    ]
+    assert {answer.status for answer in answers} == {401}
+    assert len({answer.body for answer in answers}) == 1
+    statuses = [
+        server.ask("POST", "/api/session", {"name": "nobody", "password": "x" * 12}).status for _ in range(6)
+    ]
+    assert statuses[:4] == [401] * 4
+    assert statuses[-1] == 429
+    # Another account from the same address goes on.
+    login(server, "ada")
+
+
+def test_a_user_sees_the_contracts_granted_and_no_more_once_disabled(server: Server) -> None:
+    add_user(server, "carl")
+    session, me = login(server, "carl")
+    assert (me["contracts"], me["roles"]) == ([], [])
+    assert server.command("user", "grant", "carl", "--contract", "12345", "--role", "viewer").returncode == 0
+    assert (
+        server.command(
+            "user", "grant", "carl", "--contract", "777", "--project", "vision", "--role", "member"
+        ).returncode
+        == 0
+    )
+
+    def contracts() -> object:
+        return server.ask("GET", "/api/session", headers=session).json["contracts"]
+
+    until(lambda: contracts() == ["12345"], "the grant is heeded", 5)
+    roles = server.ask("GET", "/api/session", headers=session).json["roles"]
+    assert {"contract": "777", "project": "vision", "role": "member"} in roles
+    assert server.command("user", "disable", "carl").returncode == 0
+    until(
+        lambda: server.ask("GET", "/api/session", headers=session).json["kind"] == "anonymous",
+        "the session ends",
+        5,
+    )
+
+
+def test_changing_ones_password_ends_the_sessions(server: Server) -> None:
+    add_user(server, "ada")
+    session, _ = login(server, "ada")
+    path = "/api/session/password"
+    assert (
+        server.ask("POST", path, {"old": "wrong password", "new": "another long one"}, headers=session).status
+        == 403
+    )
+    assert server.ask("POST", path, {"old": PASSWORD, "new": "short"}, headers=session).status == 422
+    assert (
+        server.ask("POST", path, {"old": PASSWORD, "new": "another long one"}, headers=session).status == 204
+    )
+    assert server.ask("GET", "/api/session", headers=session).json["kind"] == "anonymous"
+    login(server, "ada", "another long one")
+
+
+def test_the_last_administrator_stays(server: Server) -> None:
+    add_user(server, "ada", "--admin")
+    assert server.command("user", "disable", "ada").returncode == 2
+    session, _ = login(server, "ada")
+    assert server.ask("PATCH", "/api/users/ada", {"admin": False}, headers=session).status == 422
+    assert server.ask("PATCH", "/api/users/nobody", {"admin": False}, headers=session).status == 404
+    made = server.ask(
+        "POST", "/api/users", {"name": "bob", "password": PASSWORD, "admin": True}, headers=session
+    )
+    assert made.status == 201
+    assert server.ask("PATCH", "/api/users/ada", {"disabled": True}, headers=session).status == 204
+    assert server.ask("GET", "/api/users", headers=session).status == 401
+
+
+def test_the_audit_log_tells_who_did_what_without_secrets(server: Server) -> None:
+    add_user(server, "ada", "--admin")
+    token = server.token("--contract", "12345", "--name", "rack 7")
+    server.ask("POST", "/api/session", {"name": "ada", "password": "not the password"})
+    session, _ = login(server, "ada")
+    assert server.ask(
+        "PUT", "/api/users/ada/roles", {"contract": "12345", "role": "viewer"}, headers=session
+    ).status == 204  # fmt: skip
+    log = server.ask("GET", "/api/audit", headers=session)
+    deeds = [(one["actor"].partition(":")[0], one["action"], one["subject"]) for one in log.json["items"]]
+    assert ("cli", "user.add", "ada") in deeds
+    assert ("anonymous", "session.refused", "ada") in deeds
+    assert ("ada", "session.begin", None) in deeds
+    assert ("ada", "user.role", "ada") in deeds
+    assert any(action == "token.create" for _, action, _ in deeds)
+    page = server.ask("GET", "/api/audit?limit=1", headers=session).json
+    assert page["items"][0]["id"] == log.json["items"][0]["id"]
+    rest = server.ask("GET", f"/api/audit?cursor={page['next']}", headers=session).json
+    assert [one["id"] for one in rest["items"]] == [one["id"] for one in log.json["items"]][1:]
+    everything = server.said.encode() + log.body
+    for secret in (token, PASSWORD, "not the password", session["Cookie"].partition("=")[2]):
+        assert secret.encode() not in everything
+
+
+def test_the_local_token_is_this_users_and_lives_as_long_as_the_server(tmp_path: Path) -> None:
+    file = tmp_path / ".local/state/gpu_monitor/local.token"
+    with serving(tmp_path) as server:
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+        address, token = file.read_text().split()
+        assert address == server.url
+        me = server.ask("GET", "/api/session", token=token).json
+        assert (me["kind"], me["scopes"], me["contracts"]) == (
+            "token", ["experiment:write", "read", "report:write"], None,
+        )  # fmt: skip
+        assert token not in server.said
+        (tmp_path / "other").mkdir()
+        with serving(tmp_path / "other", XDG_STATE_HOME=str(tmp_path / ".local/state")) as second:
+            lines = dict(line.split() for line in file.read_text().splitlines())
+            assert set(lines) == {server.url, second.url}
+            assert lines[server.url] == token
+            assert second.stop() == 0
+        assert file.read_text().split() == [address, token]
+        server.kill()
+    with serving(tmp_path, "--port", address.rpartition(":")[2]) as again:
+        assert file.read_text().split()[0] == again.url
+        assert file.read_text().split()[1] != token
+        assert again.ask("GET", "/api/session", token=token).status == 401
+        assert again.stop() == 0
+    assert file.read_text() == ""
+
+
+def test_the_link_on_a_terminal_opens_the_pages_once(tmp_path: Path) -> None:
+    with serving(tmp_path, on_terminal=True) as server:
+        link = server.wait_for(r"open the pages as administrator, once: http://[^/]+(/open\?code=\S+)")
+        first = server.ask("GET", link)
+        assert (first.status, first.headers["location"]) == (303, "/")
+        session = {"Cookie": first.headers["set-cookie"].partition(";")[0]}
+        me = server.ask("GET", "/api/session", headers=session).json
+        assert (me["kind"], me["scopes"]) == ("local", ["admin", "read"])
+        assert server.ask("GET", link).status == 401
+        assert server.ask("GET", "/open?code=x").status == 401
+
+
+def test_no_link_is_printed_where_nobody_looks(tmp_path: Path) -> None:
+    with serving(tmp_path) as server:
+        assert server.stop() == 0
+        assert server.ended.wait(10)
+        assert "/open" not in server.said
+
+
+def test_a_foreign_page_cannot_write_and_a_foreign_name_reads_nothing(tmp_path: Path) -> None:
+    with serving(tmp_path) as server:
+        login_body = {"name": "ada", "password": PASSWORD}
+        for headers, status in (
+            ({"Origin": "https://evil.example"}, 403),
+            ({"Origin": "null"}, 403),
+            ({"Origin": "http://localhost:1"}, 403),
+            ({"Sec-Fetch-Site": "cross-site"}, 403),
+            ({"Origin": server.url}, 401),
+            ({}, 401),
+        ):
+            assert server.ask("POST", "/api/session", login_body, headers=headers).status == status, headers
+        assert server.ask("GET", "/api/session", headers={"Host": "evil.example"}).status == 421
+        assert server.ask("GET", "/api/session", headers={"X-Forwarded-For": "203.0.113.9"}).status == 401
+
+
+def test_a_body_that_is_too_large_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    with serving(tmp_path) as server:
+        with contextlib.closing(
+            http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+        ) as connection:
+            connection.putrequest("POST", "/api/session")
+            connection.putheader("Content-Type", "application/json")
+            connection.putheader("Content-Length", str(10**9))
+            connection.endheaders(b"{")
+            answer = connection.getresponse()
+            assert (answer.status, answer.getheader("connection")) == (413, "close")
+        chunked = [b"x" * 60_000] * 10
+        with contextlib.closing(
+            http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+        ) as connection:
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                connection.request("POST", "/api/session", iter(chunked), encode_chunked=True,
+                                   headers={"Transfer-Encoding": "chunked", "Content-Type": "application/json"})  # fmt: skip
+            assert connection.getresponse().status == 413
+        assert server.ask("GET", "/healthz").status == 200
+
+
+def test_a_password_that_will_not_do_is_refused(tmp_path: Path) -> None:
+    with serving(tmp_path) as server:
+        for password, name in (("short", "ada"), ("aaaaaaaaaaaa", "ada"), ("adalovelace1", "adalovelace1")):
+            made = server.command_with(f"{password}\n", "user", "add", name)
+            assert made.returncode == 2
+            assert password not in made.stdout + made.stderr
+        made = server.command_with(f"{PASSWORD}\n", "user", "add", "a b")
+        assert made.returncode == 2
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX modes")
+def test_commands_without_a_database_say_where_it_should_be(tmp_path: Path) -> None:
+    with serving(tmp_path) as server:
+        (tmp_path / "elsewhere").mkdir()
+        asked = server.command("token", "list", "--database", f"sqlite:///{tmp_path}/elsewhere/x.db")
+        assert asked.returncode == 78
+        assert "there is no server's database" in asked.stderr
+        assert not (tmp_path / "elsewhere/x.db").exists()
