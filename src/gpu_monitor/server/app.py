@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator
@@ -11,8 +12,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gpu_monitor import __version__
 from gpu_monitor.server.limits import BodyLimits
-from gpu_monitor.server.problems import add_handlers
-from gpu_monitor.server.routes import health, sessions, tokens, users, ws
+from gpu_monitor.server.problems import MEDIA_TYPE, RETRY_SECONDS, add_handlers, problem_body
+from gpu_monitor.server.routes import health, ingest, sessions, tokens, users, ws
 from gpu_monitor.server.security import Doorkeeper
 from gpu_monitor.server.state import ServerState
 
@@ -20,6 +21,7 @@ _LOG = logging.getLogger("server")
 
 ROUTERS = (
     health.router,
+    ingest.router,
     sessions.router,
     tokens.router,
     users.router,
@@ -71,8 +73,27 @@ class Outermost:
         """Pass the request on."""
         try:
             await self._app(scope, receive, send)
+        except asyncio.CancelledError:
+            # Only a stop cancels: this request took longer than the stop could wait.
+            if scope["type"] == "http":
+                with contextlib.suppress(RuntimeError):  # the answer had begun
+                    await _answer_stopping(send)
         except Exception:
             if scope["type"] != "http":
                 raise
             self._state.metrics.count("errors_total")
             _LOG.exception("%s %s failed", scope["method"], scope["path"])
+
+
+async def _answer_stopping(send: Send) -> None:
+    body = problem_body(
+        503, "Not now", "The server is stopping; whether this was done is not known. Try again."
+    )
+    headers = [
+        (b"content-type", MEDIA_TYPE.encode()),
+        (b"content-length", str(len(body)).encode()),
+        (b"retry-after", str(RETRY_SECONDS).encode()),
+        (b"connection", b"close"),
+    ]
+    await send({"type": "http.response.start", "status": 503, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

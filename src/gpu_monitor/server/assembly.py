@@ -12,6 +12,8 @@ from gpu_monitor.server.auth.sessions import SessionBook
 from gpu_monitor.server.auth.throttle import Throttle
 from gpu_monitor.server.auth.tokens import TokenBook
 from gpu_monitor.server.auth.upkeep import AuthUpkeep
+from gpu_monitor.server.ingest.body import Arrivals
+from gpu_monitor.server.ingest.writer import GroupWriter
 from gpu_monitor.server.live.bell import Bell
 from gpu_monitor.server.live.hub import Hub
 from gpu_monitor.server.live.newest import Newest
@@ -20,6 +22,7 @@ from gpu_monitor.server.metrics import OwnMetrics
 from gpu_monitor.server.readiness import Readiness
 from gpu_monitor.server.state import Part, ServerState
 from gpu_monitor.server.store.engine import Store
+from gpu_monitor.server.store.shape import Shaper
 
 
 def build_state(settings: ServerSettings, store: Store, clock: Clock, address: str) -> ServerState:
@@ -32,7 +35,9 @@ def build_state(settings: ServerSettings, store: Store, clock: Clock, address: s
     watch, newest = WatchList(), Newest()
     hub = Hub(store, clock, newest, watch)
     metrics.gauge("live_viewers", lambda: hub.viewers)
-    parts: list[Part] = [upkeep, passwords, readiness, hub]
+    writer = GroupWriter(store, clock, metrics)
+    writer.listen(lambda committed: newest.tell(committed.seq_to))
+    parts: list[Part] = [upkeep, passwords, readiness, hub, writer]
     local = local_token_file()
     if local is not None and not settings.is_exposed:
         parts.append(LocalToken(store, clock, address, local))
@@ -53,5 +58,8 @@ def build_state(settings: ServerSettings, store: Store, clock: Clock, address: s
         watch=watch,
         newest=newest,
         hub=hub,
+        writer=writer,
+        shaper=Shaper(),
+        arrivals=Arrivals(),
         parts=tuple(parts),
     )

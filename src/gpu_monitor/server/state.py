@@ -15,12 +15,15 @@ from gpu_monitor.server.auth.passwords import PasswordDesk
 from gpu_monitor.server.auth.sessions import SessionBook
 from gpu_monitor.server.auth.throttle import Throttle
 from gpu_monitor.server.auth.tokens import TokenBook
+from gpu_monitor.server.ingest.body import Arrivals
+from gpu_monitor.server.ingest.writer import GroupWriter
 from gpu_monitor.server.live.hub import Hub
 from gpu_monitor.server.live.newest import Newest
 from gpu_monitor.server.live.watch import WatchList
 from gpu_monitor.server.metrics import OwnMetrics
 from gpu_monitor.server.readiness import Readiness
 from gpu_monitor.server.store.engine import Store
+from gpu_monitor.server.store.shape import Shaper
 
 
 class Part(Protocol):
@@ -53,6 +56,9 @@ class ServerState:
     watch: WatchList
     newest: Newest
     hub: Hub
+    writer: GroupWriter
+    shaper: Shaper
+    arrivals: Arrivals
     parts: tuple[Part, ...]
 
 

@@ -1,0 +1,1 @@
+"""Takes what agents send: reads it without trust, and has it written in groups."""

@@ -1,0 +1,234 @@
+"""The one thread that writes reports: whatever has come since its last commit goes into the next one, together.
+
+Answers go back to the event loop only after the commit, all of a group at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from gpu_monitor.core.clock import Clock
+from gpu_monitor.core.errors import StorageError, StorageFull
+from gpu_monitor.server.ingest.release import release_due
+from gpu_monitor.server.metrics import OwnMetrics
+from gpu_monitor.server.store.engine import Store
+from gpu_monitor.server.store.judge import Refusal
+from gpu_monitor.server.store.write import Answer, Committed, GroupRecorder, Submission
+
+_LOG = logging.getLogger("writer")
+Work = Submission
+Result = Answer | Refusal
+
+QUEUED = 4096
+"""Reports that may wait: some seconds of the slowest disk we know."""
+QUEUED_BYTES = 64 << 20
+_GROUP = 512
+"""Reports in one transaction: beyond that nothing is gained, and the first ones wait."""
+_RELEASE_SECONDS = 30.0
+_LONGEST_WAIT = 30.0
+# What a mistake of ours in one report may raise; the thread lives on and says so.
+_UNFORESEEN = (
+    SQLAlchemyError,
+    ArithmeticError,
+    LookupError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    AssertionError,
+)
+
+
+class Overloaded(Exception):
+    """More has come than can be written: try again after `seconds`."""
+
+    def __init__(self, seconds: int) -> None:
+        super().__init__(f"busy; try again after {seconds} s")
+        self.seconds = seconds
+
+
+class Failed(Exception):
+    """Nothing of this was written: it did not fit on the disk, or the reason is in our log."""
+
+    def __init__(self, is_full: bool, text: str) -> None:
+        super().__init__(text)
+        self.is_full = is_full
+
+
+@dataclass(slots=True)
+class _Task:
+    """What one request brought, and who waits for the answers."""
+
+    work: Sequence[Work]
+    bytes: int
+    future: asyncio.Future[list[Result]]
+
+
+Outcome = list[Result] | Exception
+
+
+class GroupWriter:
+    """Takes work from the event loop, writes it in its own thread."""
+
+    def __init__(self, store: Store, clock: Clock, metrics: OwnMetrics) -> None:
+        self._store, self._clock, self._metrics = store, clock, metrics
+        self._recorder = GroupRecorder()
+        self._tasks: deque[_Task] = deque()
+        self._queued = self._queued_bytes = self._turned_away = 0
+        self._rate = 1000.0
+        self._wake, self._stopping = threading.Event(), threading.Event()
+        self._listeners: list[Callable[[Committed], None]] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
+        self._random = random.Random()
+        metrics.gauge("queue_reports", lambda: self._queued)
+        metrics.gauge("queue_bytes", lambda: self._queued_bytes)
+
+    def listen(self, listener: Callable[[Committed], None]) -> None:
+        """Call `listener` after each commit that changed something, in the writer's thread; it must be quick."""
+        self._listeners.append(listener)
+
+    def start(self) -> None:
+        """Begin; called in the event loop's thread."""
+        self._loop = asyncio.get_running_loop()
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Write what has been taken, and end."""
+        self._stopping.set()
+        self._wake.set()
+        self._thread.join(timeout=5.0)
+
+    async def write(self, work: Sequence[Work], size: int) -> list[Result]:
+        """The answers, once all of `work` is safe. Overloaded or Failed where nothing of it was written.
+
+        `size`: decoded bytes it came from.
+        """
+        if (
+            self._queued + len(work) > QUEUED
+            or self._queued_bytes + size > QUEUED_BYTES
+            or self._stopping.is_set()
+        ):
+            self._turned_away += len(work)
+            self._metrics.count("turned_away_total", len(work))
+            raise Overloaded(self._wait_seconds())
+        assert self._loop is not None
+        future: asyncio.Future[list[Result]] = self._loop.create_future()
+        self._queued += len(work)
+        self._queued_bytes += size
+        self._tasks.append(_Task(work, size, future))
+        if not self._wake.is_set():
+            self._wake.set()
+        return await future
+
+    def _wait_seconds(self) -> int:
+        """Long enough for what waits and for all who were sent away since, each at a moment of its own."""
+        spread = (self._queued + self._turned_away) / self._rate
+        return 1 + round(min(self._random.uniform(0.5, 1.5) * spread, _LONGEST_WAIT))
+
+    # --- the writer's thread ------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        due = 0.0
+        while True:
+            self._clock.wait(self._wake, due)
+            self._wake.clear()
+            if self._clock.monotonic() >= due:
+                due = self._clock.monotonic() + _RELEASE_SECONDS
+                self._release()
+            while tasks := self._take():
+                self._write_tasks(tasks)
+            if self._stopping.is_set():
+                return
+
+    def _take(self) -> list[_Task]:
+        taken: list[_Task] = []
+        size = 0
+        while self._tasks and (not taken or size + len(self._tasks[0].work) <= _GROUP):
+            task = self._tasks.popleft()
+            size += len(task.work)
+            taken.append(task)
+        return taken
+
+    def _write_tasks(self, tasks: list[_Task]) -> None:
+        """Write a group; where one request spoils it, each alone, so that the others do not suffer."""
+        began = self._clock.monotonic()
+        try:
+            outcomes: list[Outcome] = list(self._commit(tasks))
+        except StorageError as error:
+            outcomes = [self._say_failed(error)] * len(tasks)
+        except _UNFORESEEN as error:
+            if len(tasks) > 1:
+                for task in tasks:
+                    self._write_tasks([task])
+                return
+            _LOG.exception("a request with %d parts cannot be written", len(tasks[0].work))
+            self._metrics.count("write_failures_total", reason="error")
+            outcomes = [error]
+        count = sum(len(task.work) for task in tasks)
+        taken = max(self._clock.monotonic() - began, 1e-6)
+        self._rate += 0.2 * (min(count / taken, 1e5) - self._rate)
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(self._deliver, tasks, outcomes, count)
+
+    def _commit(self, tasks: Sequence[_Task]) -> list[list[Result]]:
+        """One transaction for all of them."""
+        began = self._clock.monotonic()
+        reports = [one for task in tasks for one in task.work]
+        now = self._clock.now()
+        self._store.make_room({one.shaped.intake.hour for one in reports}, now=now)
+        try:
+            with self._store.write() as connection:
+                self._store.lock_sequence(connection)
+                written = self._recorder.write_group(connection, reports, now)
+        except BaseException:
+            self._recorder.undo()
+            raise
+        self._recorder.keep()
+        self._metrics.observe("commit_seconds", self._clock.monotonic() - began)
+        self._tell(written.committed)
+        answers = iter(written.answers)
+        return [[next(answers) for _ in task.work] for task in tasks]
+
+    def _tell(self, committed: Committed | None) -> None:
+        if committed is not None:
+            for listener in self._listeners:
+                listener(committed)
+
+    def _release(self) -> None:
+        """Take up early reports whose time has come."""
+        try:
+            while released := release_due(self._store, self._recorder, self._clock.now()):
+                for committed in released:
+                    self._tell(committed)
+        except (StorageError, *_UNFORESEEN):
+            self._recorder.undo()
+            _LOG.exception("early reports cannot be taken up now; tried again in %.0f s", _RELEASE_SECONDS)
+
+    def _say_failed(self, error: StorageError) -> Failed:
+        is_full = isinstance(error, StorageFull)
+        self._metrics.count("write_failures_total", reason="full" if is_full else "storage")
+        _LOG.error("reports cannot be written: %s", error.message)
+        return Failed(is_full, error.message)
+
+    # --- the event loop again -------------------------------------------------------------------------------
+
+    def _deliver(self, tasks: Sequence[_Task], outcomes: Sequence[Outcome], count: int) -> None:
+        self._queued -= count
+        self._queued_bytes -= sum(task.bytes for task in tasks)
+        if not self._queued:
+            self._turned_away = 0
+        for task, outcome in zip(tasks, outcomes, strict=True):
+            if task.future.done():  # the request was given up meanwhile
+                continue
+            if isinstance(outcome, Exception):
+                task.future.set_exception(outcome)
+            else:
+                task.future.set_result(outcome)

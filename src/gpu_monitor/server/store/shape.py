@@ -1,0 +1,308 @@
+"""Turns a report that was read into the typed rows that are stored: whole numbers, interned texts, one line each.
+
+Nothing here knows the database's numbers of nodes, GPUs and facts: the writer puts them in front.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from operator import itemgetter
+from typing import Any, TypeVar
+
+import msgspec
+
+from gpu_monitor.core.catalogue import HOST_METRICS, IDENTITY, SAMPLED, STATES, THROTTLE_REASONS, Kind, Metric
+from gpu_monitor.core.terminal_text import clean
+from gpu_monitor.server.store.digest import GpuPart, fact_digest, row_digest
+from gpu_monitor.server.store.schema import COVER, IDLE, has_extremes, scale_of
+from gpu_monitor.wire.entry import ENTRY_FIELDS, HOST_FIELDS, MADE_UP
+from gpu_monitor.wire.intake import DEPTH, Intake, Malformed, WrongEntry, check_depth, epoch
+
+Row = tuple[Any, ...]
+_T = TypeVar("_T")
+_CACHED = 65_536
+"""Identities, states and reasons that are remembered: some 300 bytes each; above it all are let go of."""
+_TEXT, _LONG_TEXT = 256, 4096
+_BITS = {name: bit for bit, name in THROTTLE_REASONS}
+_BITS |= {f"bit_{number}": 1 << number for number in range(63)}
+_REASONS = 256
+"""Metrics that are null for a reason: there are not half as many metrics."""
+
+_reasons = msgspec.json.Decoder(dict[str, str])
+
+
+class Fact(msgspec.Struct, frozen=True):
+    """An interned JSON object: its text and the digest it is known by."""
+
+    digest: bytes
+    body: str
+
+
+class GpuRow(msgspec.Struct, frozen=True):
+    """One GPU over the period. `values` stand in the order of the table's columns, from `samples` to the last metric."""
+
+    uid: str
+    source: str
+    name: str | None
+    identity: Fact
+    states: Fact
+    values: Row
+    extra: str | None
+
+
+class Shaped(msgspec.Struct, frozen=True):
+    """A report as rows. Those of gaps, events and processes begin after hour and agent."""
+
+    intake: Intake
+    gpus: Sequence[GpuRow]
+    wrong: Sequence[WrongEntry]
+    host: Sequence[int | None] | None
+    gaps: Sequence[Row]
+    events: Sequence[Row]
+    processes: Sequence[Row]
+    simulated: bool
+    row_digest: bytes
+
+
+def text_of(text: str | None, length: int = _TEXT) -> str | None:
+    """One line without control characters, cut at `length`."""
+    if text is None:
+        return None
+    line = clean(text)
+    return line if len(line) <= length else line[: length - 1] + "…"
+
+
+def make_fact(content: Any) -> Fact:
+    """The fact with this JSON content."""
+    body = msgspec.json.encode(content).decode()
+    return Fact(fact_digest(body), body)
+
+
+class _Plan:
+    """How the values of one kind of entry become whole numbers."""
+
+    def __init__(
+        self, metrics: Sequence[Metric], fields: Sequence[str], basis: Sequence[tuple[str, int]]
+    ) -> None:
+        place = fields.index
+        self.basis = [(place(name), 10**decimals) for name, decimals in basis]
+        self.spread = [
+            (place(m.name), place(f"{m.name}_min"), place(f"{m.name}_max"), scale_of(m))
+            for m in metrics
+            if has_extremes(m)
+        ]
+        self.steps: list[tuple[bool, int, int, int, float]] = []
+        for metric in metrics:
+            at, scale = place(metric.name), scale_of(metric)
+            if has_extremes(metric):
+                self.steps.append((True, at, place(f"{metric.name}_min"), place(f"{metric.name}_max"), scale))
+            else:
+                self.steps.append((False, at, 0, 0, scale))
+
+    def whole(self, given: Sequence[Any]) -> list[int | None]:
+        """Scaled whole numbers in the order of the table's columns; throttle names must be a mask by now."""
+        out: list[int | None] = [
+            None if (value := given[at]) is None else round(value * scale) for at, scale in self.basis
+        ]
+        append, extend = out.append, out.extend
+        for is_spread, at, low_at, high_at, scale in self.steps:
+            value = given[at]
+            if value is None:
+                if is_spread:
+                    extend(_UNKNOWN)
+                else:
+                    append(None)
+                continue
+            middle = round(value * scale)
+            append(middle)
+            if is_spread:
+                low, high = given[low_at], given[high_at]
+                append(None if low is None else middle - round(low * scale))
+                append(None if high is None else round(high * scale) - middle)
+        return out
+
+
+_UNKNOWN = (None, None, None)
+_GPU_PLAN = _Plan(SAMPLED, ENTRY_FIELDS, (*COVER, *IDLE))
+_HOST_PLAN = _Plan(HOST_METRICS, HOST_FIELDS, COVER)
+_identity_of = itemgetter(*(ENTRY_FIELDS.index(metric.name) for metric in IDENTITY))
+_states_of = itemgetter(*(ENTRY_FIELDS.index(metric.name) for metric in STATES))
+_UID, _SOURCE = ENTRY_FIELDS.index("uid"), ENTRY_FIELDS.index("source")
+_NAME, _REASONS_AT = ENTRY_FIELDS.index("name"), ENTRY_FIELDS.index("reasons")
+_FLAGS_AT = [ENTRY_FIELDS.index(metric.name) for metric in SAMPLED if metric.kind is Kind.FLAGS]
+
+
+class Shaper:
+    """Shapes reports, remembering the texts that come again and again. One thread at a time."""
+
+    def __init__(self) -> None:
+        self._identities: dict[Row, Fact] = {}
+        self._states: dict[Row, Fact] = {}
+
+    def shape(self, intake: Intake) -> Shaped:
+        """The rows of a report; Malformed where no GPU entry of it can be taken, or an item has no right time."""
+        wrong = list(intake.wrong)
+        gpus: list[GpuRow] = []
+        seen: set[tuple[str, str]] = set()
+        extras = intake.extras or (None,) * len(intake.entries)
+        for entry, extra in zip(intake.entries, extras, strict=True):
+            values = msgspec.structs.astuple(entry)
+            try:
+                row = self._gpu(values, extra)
+                if (row.uid, row.source) in seen:
+                    raise Malformed("uid", "another entry of this report is about the same GPU")
+            except Malformed as error:
+                raw = msgspec.json.encode(entry)
+                wrong.append(WrongEntry(text_of(entry.uid), error.field, error.reason, raw))
+            else:
+                seen.add((row.uid, row.source))
+                gpus.append(row)
+        if wrong and not gpus:
+            raise Malformed(f"gpus[0].{wrong[0].field}", f"{wrong[0].reason}; no GPU entry can be taken")
+        host = None if intake.host is None else _HOST_PLAN.whole(msgspec.structs.astuple(intake.host))
+        gaps = _rows(intake.gaps, "gaps", _gap)
+        events = _rows(intake.events, "events", _event)
+        processes = _rows(intake.processes, "processes", _process)
+        parts = [
+            GpuPart(row.uid, row.source, row.identity.digest, row.states.digest, row.extra, row.values)
+            for row in gpus
+        ]
+        return Shaped(
+            intake=intake,
+            gpus=gpus,
+            wrong=wrong,
+            host=host,
+            gaps=gaps,
+            events=events,
+            processes=processes,
+            simulated=intake.node.simulated or any(row.source in MADE_UP for row in gpus),
+            row_digest=row_digest(intake.node.id, intake.hour, parts, host, gaps, events, processes),
+        )
+
+    def _gpu(self, values: Row, extra: str | None) -> GpuRow:
+        uid = values[_UID]
+        identity = self._identity(_identity_of(values))
+        states = self._state((bytes(values[_REASONS_AT]), *_states_of(values)))
+        given = values
+        for at in _FLAGS_AT:
+            if values[at] is not None:
+                mask, unknown = _mask(values[at])
+                given = (*given[:at], mask, *given[at + 1 :])
+                if unknown:
+                    extra = _with_unknown(extra, unknown)
+        return GpuRow(
+            uid,
+            values[_SOURCE],
+            text_of(values[_NAME]),
+            identity,
+            states,
+            tuple(_GPU_PLAN.whole(given)),
+            extra,
+        )
+
+    def _identity(self, given: Row) -> Fact:
+        found = self._identities.get(given)
+        if found is None:
+            if not given[0].isprintable():
+                raise Malformed("uid", "control characters in the name of a GPU")
+            found = make_fact(
+                {
+                    metric.name: _stated(value)
+                    for metric, value in zip(IDENTITY, given, strict=True)
+                    if value is not None
+                }
+            )
+            _remember(self._identities, given, found)
+        return found
+
+    def _state(self, given: Row) -> Fact:
+        # 1, 1.0 and True are one key but not one text; numbers are made equal before they are told apart.
+        found = self._states.get(given)
+        if found is None:
+            states = {m.name: _stated(v) for m, v in zip(STATES, given[1:], strict=True) if v is not None}
+            found = make_fact({"states": states, "reasons": _read_reasons(given[0])})
+            _remember(self._states, given, found)
+        return found
+
+
+def _remember(held: dict[Row, Fact], key: Row, found: Fact) -> None:
+    if len(held) >= _CACHED:
+        held.clear()
+    held[key] = found
+
+
+def _stated(value: str | float) -> str | float | None:
+    if isinstance(value, str):
+        return text_of(value)
+    return int(value) if value == int(value) else value
+
+
+def _read_reasons(raw: bytes) -> dict[str, str]:
+    try:
+        found = _reasons.decode(raw)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        raise Malformed("reasons", "not an object of texts by metric") from None
+    if len(found) > _REASONS:
+        raise Malformed("reasons", f"more than {_REASONS}")
+    return {str(text_of(name, 64)): str(text_of(why, 64)) for name, why in found.items()}
+
+
+def _mask(names: Iterable[str]) -> tuple[int, list[str]]:
+    mask, unknown = 0, []
+    for name in names:
+        if name in _BITS:
+            mask |= _BITS[name]
+        else:
+            unknown.append(str(text_of(name, 64)))
+    return mask, unknown
+
+
+def _with_unknown(extra: str | None, names: list[str]) -> str:
+    """Reasons for throttling that we do not know are kept beside the unknown fields."""
+    held = {} if extra is None else msgspec.json.decode(extra, type=dict[str, msgspec.Raw])
+    return msgspec.json.encode({**held, "throttle_reasons": names[:64]}).decode()
+
+
+def _rows(items: Sequence[_T], name: str, shape: Callable[[_T], Row]) -> list[Row]:
+    rows = []
+    for number, item in enumerate(items):
+        try:
+            rows.append(shape(item))
+        except Malformed as error:
+            raise Malformed(f"{name}[{number}].{error.field}".rstrip("."), error.reason) from None
+    return rows
+
+
+def _gap(gap: Any) -> Row:
+    start, stop = epoch(gap.start, "start"), epoch(gap.end, "end")
+    if stop < start:
+        raise Malformed("end", "before the start")
+    return text_of(gap.uid), start, stop, text_of(gap.cause), text_of(gap.detail, _LONG_TEXT)
+
+
+def _event(event: Any) -> Row:
+    detail = bytes(event.detail)
+    if detail == b"null":
+        text = None
+    else:
+        check_depth(detail, DEPTH - 3)
+        try:
+            msgspec.json.decode(detail)
+            text = detail.decode()
+        except (msgspec.MsgspecError, ValueError, RecursionError):
+            raise Malformed("detail", "not JSON in UTF-8") from None
+        if len(text) > 4 * _LONG_TEXT:
+            raise Malformed("detail", f"longer than {4 * _LONG_TEXT} characters")
+    return (
+        epoch(event.time, "time"), text_of(event.uid), text_of(event.kind), text_of(event.severity),
+        text_of(event.message, _LONG_TEXT), text,
+    )  # fmt: skip
+
+
+def _process(process: Any) -> Row:
+    return (
+        text_of(process.uid), process.pid, text_of(process.kind), epoch(process.first_seen, "first_seen"),
+        epoch(process.last_seen, "last_seen"), process.ended, process.start_ticks, text_of(process.boot_id),
+        process.ns_pid, text_of(process.user), text_of(process.command), text_of(process.container),
+        text_of(process.job), text_of(process.experiment_id), process.memory, process.memory_max,
+    )  # fmt: skip

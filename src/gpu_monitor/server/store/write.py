@@ -1,0 +1,345 @@
+"""Writes groups of reports, each exactly once: what they are is judged here, for both kinds of database."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+from sqlalchemy import Connection, func, select
+
+from gpu_monitor.server.auth.principal import Principal
+from gpu_monitor.server.store import early
+from gpu_monitor.server.store.enrol import NodeTokens
+from gpu_monitor.server.store.intern import FactBook
+from gpu_monitor.server.store.judge import Conclusion, Judged, Receipt, Refusal, judge, reach, rounds
+from gpu_monitor.server.store.put import Accepted, Batch, put_batch
+from gpu_monitor.server.store.replace import (
+    digest_of_superseded,
+    remember_superseded,
+    restore_latest,
+    take_off,
+)
+from gpu_monitor.server.store.roster import (
+    Contracts,
+    Node,
+    insert_nodes,
+    load_nodes,
+    refusal,
+    store_nodes,
+)
+from gpu_monitor.server.store.rows import Rows, rows_of
+from gpu_monitor.server.store.schema import changes, quarantine
+from gpu_monitor.server.store.shape import Shaped
+
+_CHANGE = ("seq", "time", "kind", "agent", "hour")
+
+
+class Submission(msgspec.Struct, frozen=True):
+    """A report that was read and shaped, and who brought it. `skew`: the sender's clock minus ours, s.
+
+    `body` only of a report from the future, which is put aside whole; `early` where it was released again:
+    the row it was kept in.
+    """
+
+    shaped: Shaped
+    principal: Principal
+    received: float
+    skew: float | None = None
+    body: bytes | None = None
+    early: int | None = None
+
+
+class SetAside(msgspec.Struct, frozen=True):
+    """A part of a report (or, with `uid` null, all of it) that is in quarantine."""
+
+    uid: str | None
+    field: str | None
+    reason: str
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """What became of a report that is safe. `revision`: the highest held."""
+
+    report_id: str
+    sha256: str
+    outcome: str
+    revision: int
+    quarantined: Sequence[SetAside] = ()
+    node_token: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Touched:
+    """What a commit changed: `kind` as in the table of changes; the GPUs by their ordinals."""
+
+    kind: str
+    agent: int
+    hour: int
+    gpus: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """One commit: the numbers it took in `changes` (both ends included), and what it changed."""
+
+    seq_from: int
+    seq_to: int
+    touched: tuple[Touched, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A group's answers, in its order, and what it changed (None: nothing that others follow)."""
+
+    answers: list[Answer | Refusal]
+    committed: Committed | None
+
+
+class GroupRecorder:
+    """Writes groups; remembers numbers between them. One thread at a time.
+
+    After the caller's transaction either `keep` or `undo` must follow.
+    """
+
+    def __init__(self) -> None:
+        self._facts = FactBook()
+        self._contracts = Contracts()
+        self._tokens = NodeTokens()
+
+    def write_group(self, connection: Connection, group: Sequence[Submission], now: float) -> Written:
+        """Write what is new of the group, in the caller's transaction, which holds the writers' lock."""
+        work = _Group(connection, group, now, self._facts, self._contracts, self._tokens)
+        for places in rounds([one.shaped.intake for one in group]):
+            work.write_round(places)
+        return work.finish()
+
+    def keep(self) -> None:
+        """The transaction was committed."""
+        self._facts.keep()
+        self._contracts.keep()
+        self._tokens.keep()
+
+    def undo(self) -> None:
+        """The transaction was rolled back."""
+        self._facts.undo()
+        self._contracts.undo()
+        self._tokens.undo()
+
+
+@dataclass(slots=True)
+class _Group:
+    """One group while it is written."""
+
+    connection: Connection
+    group: Sequence[Submission]
+    now: float
+    facts: FactBook
+    contracts: Contracts
+    tokens: NodeTokens
+    answers: dict[int, Answer | Refusal] = field(default_factory=dict)
+    touched: list[Touched] = field(default_factory=list)
+    nodes: dict[str, Node] = field(default_factory=dict)
+    changed: dict[str, Node] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> Rows:
+        """The bulk statements of this database."""
+        return rows_of(self.connection)
+
+    def write_round(self, places: Sequence[int]) -> None:
+        """Write reports of which no two are about the same hour of a node."""
+        given: dict[int, str] = {}
+        ready = self._admit(places, given)
+        batch = Batch()
+        for place, judged in self._judge(ready):
+            one = self.group[place]
+            token = given.get(place)
+            if isinstance(judged, Refusal):
+                self.answers[place] = judged
+                continue
+            node = self.nodes[one.shaped.intake.node.id]
+            self._conclude(place, one, node, judged, batch, token)
+        put_batch(self.rows, batch, self.facts)
+        for accepted in batch.reports:
+            dropped = accepted.dropped.difference(accepted.ordinals)
+            if dropped and accepted.replaced is not None:
+                restore_latest(self.connection, accepted.replaced, dropped)
+            hour = accepted.shaped.intake.hour
+            self.touched.append(Touched("report", accepted.node.agent, hour, accepted.ordinals))
+
+    def finish(self) -> Written:
+        """Write what is left once every report has its answer."""
+        store_nodes(self.rows, list(self.changed.values()))
+        for one in self.group:
+            if one.early is not None:
+                self._settle_early(one)
+        committed = None
+        if self.touched:
+            newest = self.connection.execute(select(func.max(changes.c.seq))).scalar() or 0
+            self.rows.insert(
+                changes,
+                _CHANGE,
+                [
+                    (newest + number, self.now, one.kind, one.agent, one.hour)
+                    for number, one in enumerate(self.touched, 1)
+                ],
+            )
+            committed = Committed(newest + 1, newest + len(self.touched), tuple(self.touched))
+        return Written([self.answers[place] for place in range(len(self.group))], committed)
+
+    # --- who may ------------------------------------------------------------------------------------------
+
+    def _admit(self, places: Sequence[int], given: dict[int, str]) -> list[int]:
+        """The places of reports that may be written; the others are answered. New nodes get their numbers."""
+        unknown = {self.group[place].shaped.intake.node.id for place in places} - self.nodes.keys()
+        self.nodes.update(load_nodes(self.rows, unknown) if unknown else {})
+        fresh: dict[str, Node] = {}
+        allowed = []
+        for place in places:
+            one = self.group[place]
+            intake = one.shaped.intake
+            node = self.nodes.get(intake.node.id) or fresh.get(intake.node.id)
+            contract = self.contracts.find(self.connection, intake.contract_number)
+            refused = refusal(one.principal, node, intake, contract)
+            token = None if refused else self._token(one, intake.node.id, intake.contract_number)
+            if isinstance(token, Refusal):
+                refused = token
+            elif token is not None:
+                given[place] = token
+            if refused is not None:
+                self.answers[place] = refused
+                continue
+            allowed.append(place)
+            if node is None:
+                number = self.contracts.ensure(self.connection, intake.contract_number)
+                fresh[intake.node.id] = Node(
+                    intake.node.id, 0, number, simulated=one.shaped.simulated, first_seen=one.received
+                )
+                fresh[intake.node.id].describe(intake)
+        insert_nodes(self.rows, list(fresh.values()))
+        self.nodes.update(fresh)
+        return [place for place in allowed if not self._hold_early(place, given.get(place))]
+
+    def _token(self, one: Submission, uuid: str, number: str) -> str | Refusal | None:
+        if one.early is not None:
+            return None
+        return self.tokens.settle(self.connection, one.principal, uuid, number, self.now)
+
+    def _hold_early(self, place: int, token: str | None) -> bool:
+        """Whether the report is from the future; it is answered then."""
+        one = self.group[place]
+        if one.body is None:
+            return False
+        intake = one.shaped.intake
+        node = self.nodes[intake.node.id]
+        held = early.hold(self.connection, node.agent, intake, one.body, one.received)
+        if isinstance(held, Refusal):
+            self.answers[place] = held
+            return True
+        aside = [SetAside(None, "aggregation_time", early.EARLY_REASON)]
+        outcome = "stored" if held is Conclusion.NEW else "repeated"
+        self.answers[place] = _answer(one.shaped, outcome, intake.revision, aside, token)
+        self._note(one, node, is_held=False)
+        return True
+
+    # --- what it is ---------------------------------------------------------------------------------------
+
+    def _judge(self, places: Sequence[int]) -> list[tuple[int, Judged | Refusal]]:
+        """The conclusion on each report."""
+        ranges = []
+        for place in places:
+            intake = self.group[place].shaped.intake
+            node = self.nodes[intake.node.id]
+            ranges.append((node.agent, *reach(intake, node.longest_seconds or 0)))
+        held: dict[int, list[Receipt]] = {}
+        for row in self.rows.receipts_in(ranges) if ranges else ():
+            agent, hour, contract, seconds, revision, digest, quarantined, simulated = row
+            receipt = Receipt(
+                agent, hour, contract, seconds, revision, bytes(digest), quarantined, bool(simulated)
+            )
+            held.setdefault(agent, []).append(receipt)
+        found = []
+        for place in places:
+            intake = self.group[place].shaped.intake
+            mine = held.get(self.nodes[intake.node.id].agent, ())
+            judged = judge(intake, mine)
+            if isinstance(judged, Judged) and judged.conclusion is Conclusion.SUPERSEDED:
+                assert judged.receipt is not None
+                older = digest_of_superseded(self.connection, judged.receipt, intake.revision)
+                judged = judge(intake, mine, older)
+                if older is None:
+                    remember_superseded(
+                        self.connection, judged_receipt(judged), intake.revision, intake.body_digest, self.now
+                    )
+            found.append((place, judged))
+        return found
+
+    def _conclude(
+        self, place: int, one: Submission, node: Node, judged: Judged, batch: Batch, token: str | None
+    ) -> None:
+        """Answer, and put what is to be written into the batch."""
+        shaped, receipt = one.shaped, judged.receipt
+        revision = shaped.intake.revision
+        is_held = judged.conclusion in (Conclusion.NEW, Conclusion.REPLACES)
+        self._note(one, node, is_held=is_held)
+        if not is_held:
+            assert receipt is not None
+            aside = self._set_aside(receipt) if judged.conclusion is Conclusion.REPEATED else []
+            outcome = judged.conclusion.value
+            self.answers[place] = _answer(shaped, outcome, receipt.revision, aside, token)
+            return
+        accepted = Accepted(shaped, node, node.contract, one.received)
+        if receipt is not None:
+            accepted.replaced = receipt
+            accepted.dropped = take_off(self.connection, receipt, self.now, batch.fleet)
+        batch.reports.append(accepted)
+        aside = [SetAside(wrong.uid, wrong.field, wrong.reason) for wrong in shaped.wrong]
+        self.answers[place] = _answer(shaped, "stored", revision, aside, token)
+
+    def _note(self, one: Submission, node: Node, *, is_held: bool) -> None:
+        contract = self.contracts.ensure(self.connection, one.shaped.intake.contract_number)
+        if one.early is None:
+            node.last_report, node.contract = one.received, contract
+            if one.skew is not None:
+                node.skew_seconds, node.skew_measured = one.skew, one.received
+        if is_held:
+            node.note(one.shaped)
+        self.changed[node.uuid] = node
+
+    def _set_aside(self, receipt: Receipt) -> list[SetAside]:
+        if not receipt.quarantined:
+            return []
+        found = self.connection.execute(
+            select(quarantine.c.uid, quarantine.c.field, quarantine.c.reason)
+            .where(
+                quarantine.c.agent == receipt.agent,
+                quarantine.c.hour == receipt.hour,
+                quarantine.c.revision == receipt.revision,
+                quarantine.c.kind == "entry",
+            )
+            .order_by(quarantine.c.id)
+        )
+        return [SetAside(*row) for row in found]
+
+    def _settle_early(self, one: Submission) -> None:
+        assert one.early is not None
+        answer = self.answers[next(place for place, other in enumerate(self.group) if other is one)]
+        if isinstance(answer, Refusal):
+            early.keep_for_good(self.connection, one.early, answer.reason)
+        else:
+            early.release(self.connection, one.early)
+
+
+def judged_receipt(judged: Judged | Refusal) -> Receipt:
+    """The receipt a conclusion is drawn from."""
+    assert isinstance(judged, Judged)
+    assert judged.receipt is not None
+    return judged.receipt
+
+
+def _answer(
+    shaped: Shaped, outcome: str, revision: int, aside: Sequence[SetAside], token: str | None
+) -> Answer:
+    intake = shaped.intake
+    return Answer(intake.report_id, intake.body_digest.hex(), outcome, revision, aside, token)

@@ -1,0 +1,82 @@
+"""How rows get into SQLite: many to a statement, because each step of one hands the interpreter to other threads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from itertools import chain
+from typing import Any
+
+import msgspec
+from sqlalchemy import Connection, Table
+
+Row = Sequence[Any]
+_PARAMETERS = 3000
+"""In one statement: above it nothing is gained, and SQLite takes 32,766 at most."""
+_RECEIPTS = """SELECT r.agent, r.hour, r.contract, r.period_seconds, r.revision, r.body_digest, r.quarantined, r.simulated
+    FROM json_each(?) w CROSS JOIN receipts r ON r.agent = json_extract(w.value, '$[0]')
+    AND r.hour BETWEEN json_extract(w.value, '$[1]') AND json_extract(w.value, '$[2]')"""
+
+
+class SqliteRows:
+    """Bulk statements on one connection, inside its transaction."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def insert(self, table: Table, columns: Sequence[str], rows: Sequence[Row]) -> None:
+        """Put rows in; values in the order of `columns`."""
+        self._put(table.name, tuple(columns), rows, "")
+
+    def upsert(
+        self, table: Table, columns: Sequence[str], keys: Sequence[str], then: str, rows: Sequence[Row]
+    ) -> None:
+        """Put rows in; where `keys` are there already, do `then` (the text after DO UPDATE)."""
+        self._put(table.name, tuple(columns), rows, f" ON CONFLICT ({', '.join(keys)}) DO UPDATE {then}")
+
+    def _put(self, table: str, columns: tuple[str, ...], rows: Sequence[Row], tail: str) -> None:
+        at, left = 0, len(rows)
+        most = 1 << ((_PARAMETERS // len(columns)) or 1).bit_length() - 1
+        while left:
+            size = min(most, 1 << left.bit_length() - 1)
+            part = rows[at : at + size]
+            self._connection.exec_driver_sql(
+                _statement(table, columns, tail, size), tuple(chain.from_iterable(part))
+            )
+            at, left = at + size, left - size
+
+    def select_in(self, start: str, column: str, values: Iterable[Any]) -> list[Any]:
+        """Rows of `start` (SELECT … FROM …) whose `column` is one of `values`."""
+        return list(
+            self._connection.exec_driver_sql(
+                f"{start} WHERE {column} IN (SELECT value FROM json_each(?))",
+                (msgspec.json.encode(list(values)).decode(),),
+            )
+        )
+
+    def receipts_in(self, ranges: Sequence[tuple[int, int, int]]) -> list[Any]:
+        """Receipts of each (agent, from hour, to hour)."""
+        return list(self._connection.exec_driver_sql(_RECEIPTS, (msgspec.json.encode(ranges).decode(),)))
+
+    def set_status(self, agent: int, gpu: int, status: str, until: float) -> None:
+        """Say why a GPU gives nothing, unless something newer than `until` is known of it."""
+        self._connection.exec_driver_sql(
+            "UPDATE latest SET status = ? WHERE agent = ? AND gpu = ? AND time <= ?",
+            (status, agent, gpu, until),
+        )
+
+    def facts_of(self, digests: Sequence[bytes]) -> list[Any]:
+        """(id, digest) of the facts that are held."""
+        marks = ", ".join("?" * len(digests))
+        return list(
+            self._connection.exec_driver_sql(
+                f"SELECT id, digest FROM facts WHERE digest IN ({marks})", tuple(digests)
+            )
+        )
+
+
+@lru_cache(256)
+def _statement(table: str, columns: tuple[str, ...], tail: str, size: int) -> str:
+    names = ", ".join(f'"{name}"' for name in columns)
+    marks = "(" + ", ".join("?" * len(columns)) + ")"
+    return f"INSERT INTO {table} ({names}) VALUES {', '.join([marks] * size)}{tail}"
