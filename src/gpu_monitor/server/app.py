@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from gpu_monitor import __version__
 from gpu_monitor.server.limits import BodyLimits
 from gpu_monitor.server.problems import MEDIA_TYPE, RETRY_SECONDS, add_handlers, problem_body
-from gpu_monitor.server.routes import health, sessions, tokens, users, ws
+from gpu_monitor.server.routes import health, ingest, sessions, tokens, users, ws
 from gpu_monitor.server.security import Doorkeeper
 from gpu_monitor.server.state import ServerState
 
@@ -21,6 +21,7 @@ _LOG = logging.getLogger("server")
 
 ROUTERS = (
     health.router,
+    ingest.router,
     sessions.router,
     tokens.router,
     users.router,
