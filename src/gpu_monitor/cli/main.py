@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "serve": ("gpu_monitor.cli.serve", "run the central server"),
     "token": ("gpu_monitor.cli.token", "make, list or revoke the server's tokens"),
     "user": ("gpu_monitor.cli.user", "the people who may log in to the server"),
+    "server": ("gpu_monitor.cli.server", "back up, restore or check the server's database"),
     "completion": ("gpu_monitor.cli.completion", "print shell completion (bash, zsh, fish)"),
 }
 """Command, the module that adds its parser and handles it, and a line of help. Loaded by name, one per call."""

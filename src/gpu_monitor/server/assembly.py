@@ -22,6 +22,7 @@ from gpu_monitor.server.metrics import OwnMetrics
 from gpu_monitor.server.readiness import Readiness
 from gpu_monitor.server.state import Part, ServerState
 from gpu_monitor.server.store.engine import Store
+from gpu_monitor.server.store.retention import Retention
 from gpu_monitor.server.store.shape import Shaper
 
 
@@ -37,7 +38,7 @@ def build_state(settings: ServerSettings, store: Store, clock: Clock, address: s
     metrics.gauge("live_viewers", lambda: hub.viewers)
     writer = GroupWriter(store, clock, metrics)
     writer.listen(lambda committed: newest.tell(committed.seq_to))
-    parts: list[Part] = [upkeep, passwords, readiness, hub, writer]
+    parts: list[Part] = [upkeep, passwords, readiness, hub, writer, Retention(store, clock)]
     local = local_token_file()
     if local is not None and not settings.is_exposed:
         parts.append(LocalToken(store, clock, address, local))

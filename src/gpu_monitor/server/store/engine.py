@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Engine, create_engine, text
 from sqlalchemy.engine import URL
 from sqlalchemy.pool import QueuePool
 
-from gpu_monitor.core.errors import StorageBusy, StorageError, StorageForeign
+from gpu_monitor.core.errors import StorageBusy, StorageError
 from gpu_monitor.server.store.faults import sqlite_fault, told
 from gpu_monitor.server.store.lock import ServerLock
 from gpu_monitor.server.store.migrate import bring_up, is_current, stored_version
@@ -32,7 +32,6 @@ _BUSY_SECONDS = 10.0
 _POOL_SECONDS = 30
 _LOG_LIMIT = 64 << 20
 """The write-ahead log is cut to this once a long reader let it grow."""
-_HEADER = b"SQLite format 3\0"
 
 
 class Store:
@@ -142,23 +141,21 @@ def refuse_foreign(path: Path) -> None:
         raise StorageError(
             f"there is no folder {path.parent} for the database", "Make it, or correct DATABASE_URL."
         )
-    try:
-        with path.open("rb") as file:
-            head = file.read(len(_HEADER))
-    except FileNotFoundError:
+    if not path.exists():
         return
-    except OSError as error:
-        raise StorageError(f"cannot read {path}: {error.strerror}", "Correct DATABASE_URL.") from error
-    if not head:
-        return
-    if head != _HEADER:
-        raise StorageForeign(f"{path} is not a SQLite database", "Name another file in DATABASE_URL.")
-    engine = _sqlite_engine(URL.create("sqlite", database=str(path)), 256, 1, query_only=True, prepared=False)
+    # Only through SQLite: closing another handle would drop the locks of a connection this process may have.
+    engine = looking_engine(path)
     try:
         with told(engine.url), engine.connect() as connection:
             stored_version(connection, str(path))
     finally:
         engine.dispose()
+
+
+def looking_engine(path: Path) -> Engine:
+    """One connection to a SQLite file that cannot change it."""
+    url = URL.create("sqlite+pysqlite", database=str(path))
+    return _sqlite_engine(url, _READER_CACHE_KIB, 1, query_only=True, prepared=False)
 
 
 def _sqlite_engine(url: URL, cache_kib: int, size: int, *, query_only: bool, prepared: bool = True) -> Engine:

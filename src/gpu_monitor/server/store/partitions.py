@@ -82,20 +82,16 @@ class Partitions:
         """Make what is missing, in a transaction of its own."""
         wanted = {partition_of(AGGREGATES, hour): AGGREGATES for hour in set(hours)}
         wanted |= {partition_of(SAMPLES, time): SAMPLES for time in {time - time % _DAY for time in times}}
-        unsure = [part for part in wanted if part.name not in self._seen]
-        if not unsure:
-            return
-        with engine.begin() as connection:
-            make_partitions(connection, unsure)
-        self._seen |= {
-            part.name
-            for part in unsure
-            if part.stop * wanted[part].seconds > now - wanted[part].trusted_seconds
-        }
-
-    def forget(self) -> None:
-        """Look again at the next `make`."""
-        self._seen = set()
+        unsure = [
+            part
+            for part, split in wanted.items()
+            # Another process may have dropped an old one since.
+            if part.name not in self._seen or part.stop * split.seconds < now - split.trusted_seconds
+        ]
+        if unsure:
+            with engine.begin() as connection:
+                make_partitions(connection, unsure)
+            self._seen |= {part.name for part in unsure}
 
 
 def make_partitions(connection: Connection, wanted: Iterable[Partition]) -> None:
@@ -115,6 +111,20 @@ def make_partitions(connection: Connection, wanted: Iterable[Partition]) -> None
         connection.exec_driver_sql(
             f"ALTER TABLE {part.table} ATTACH PARTITION {part.name} FOR VALUES FROM ({part.start}) TO ({part.stop})"
         )
+
+
+def drop_partitions(connection: Connection, split: Split, limit: int) -> int:
+    """Drop the partitions whose rows are all before `limit`; how many there were.
+
+    StorageBusy (through the store) where a long reader is in the way: waiting for it would hold up all others.
+    """
+    old = [part for part in partitions_held(connection, split) if part.stop <= limit]
+    if old:
+        connection.exec_driver_sql("SET LOCAL lock_timeout = '2s'")
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": PARTITIONS_LOCK})
+    for part in old:
+        connection.exec_driver_sql(f"DROP TABLE IF EXISTS {part.name}")
+    return len(old)
 
 
 def _there(connection: Connection, names: list[str]) -> set[str]:

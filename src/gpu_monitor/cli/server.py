@@ -1,0 +1,154 @@
+"""`gpu_monitor server`: a copy of the server's database, the way back, and the check of what is in it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TextIO
+
+from gpu_monitor.cli.options import Formatter
+from gpu_monitor.cli.output import json_text, note
+from gpu_monitor.cli.server_database import add_place, opened
+from gpu_monitor.config.server import load_server
+from gpu_monitor.core.clock import SystemClock
+from gpu_monitor.core.errors import EXIT_DONE, EXIT_FAILED, UsageError
+from gpu_monitor.server.store.backup import (
+    Progress,
+    back_up,
+    restore_postgresql,
+    restore_sqlite,
+    verify_copy,
+)
+from gpu_monitor.server.store.check import CheckReport, check
+from gpu_monitor.server.store.url import parse_url, shown
+
+EXAMPLES = """examples:
+  gpu_monitor server check                  is every report what it was when it was stored?
+  gpu_monitor server backup week.backup     a verified copy, while the server runs
+  gpu_monitor server restore week.backup    the copy back, after the server was stopped
+
+Of PostgreSQL a copy is a dump of pg_dump, in its custom format; both tools must be installed."""
+_BAR = 30
+_SHOWN = 20
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the `server` command."""
+    parser = subparsers.add_parser(
+        "server", help="back up, restore or check the server's database", formatter_class=Formatter, epilog=EXAMPLES,
+        description="Work on the server's database. backup and check may run beside the server.",
+    )  # fmt: skip
+    parser.set_defaults(handler=run)
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    backup = actions.add_parser("backup", help="copy the database into one file, and verify the copy")
+    backup.add_argument("file", metavar="FILE", type=Path, help="where to (not over another file)")
+    restore = actions.add_parser("restore", help="put a copy in the place of the database")
+    restore.add_argument("file", metavar="FILE", type=Path, help="what gpu_monitor server backup made")
+    restore.add_argument("--yes", action="store_true", default=False, help="do not ask before overwriting")
+    checking = actions.add_parser(
+        "check", help="compare what is stored with what was acknowledged (exit 1 if it differs)"
+    )
+    for action in (backup, restore, checking):
+        action.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON")
+        add_place(action)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do what `gpu_monitor server ACTION` asks; the exit code."""
+    return {"backup": _backup, "restore": _restore, "check": _check}[args.action](args)
+
+
+def _backup(args: argparse.Namespace) -> int:
+    target = args.file.expanduser().absolute()
+    if target.exists():
+        raise UsageError(f"{target} is there already", "Name a new file; a copy never replaces another.")
+    with opened(args) as store:
+        copy = back_up(store, target, SystemClock(), _progress(sys.stderr))
+    if args.json:
+        print(
+            json_text(
+                {"file": str(copy.path), "bytes": copy.size, "receipts": copy.receipts, "rows": copy.rows}
+            )
+        )
+    else:
+        print(f"{copy.path}: {copy.size} bytes, {copy.receipts} reports with {copy.rows} rows, verified")
+    return EXIT_DONE
+
+
+def _restore(args: argparse.Namespace) -> int:
+    settings = load_server({"database_url": args.database}, args.directory)
+    url = parse_url(settings.database_url, settings.directory)
+    source, clock, progress = args.file.expanduser().absolute(), SystemClock(), _progress(sys.stderr)
+    report = verify_copy(url, source, clock, progress)
+    is_postgresql = url.get_backend_name() == "postgresql"
+    if (is_postgresql or Path(str(url.database)).exists()) and not args.yes and not _agrees(shown(url)):
+        note("nothing was changed")
+        return EXIT_FAILED
+    kept = None
+    if is_postgresql:
+        report = restore_postgresql(url, source, clock, progress)
+    else:
+        kept = restore_sqlite(url, source, clock)
+    assert report is not None
+    if args.json:
+        found = {"database": shown(url), "receipts": report.receipts, "rows": report.rows}
+        print(json_text({**found, "kept": None if kept is None else str(kept)}))
+        return EXIT_DONE
+    print(f"{shown(url)}: {report.receipts} reports with {report.rows} rows are back")
+    if kept is not None:
+        print(f"what was there before is kept in {kept}")
+    return EXIT_DONE
+
+
+def _agrees(name: str) -> bool:
+    """Ask on the terminal; UsageError where there is nobody to ask."""
+    if not sys.stdin.isatty():
+        raise UsageError(
+            f"{name} would be overwritten, and nobody is here to be asked", "Say --yes if you mean it."
+        )
+    print(f"Everything in {name} will be replaced. Type yes to go on: ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() == "yes"
+
+
+def _check(args: argparse.Namespace) -> int:
+    progress = _progress(sys.stderr)
+    with opened(args) as store:
+        report = check(store.read, SystemClock(), lambda done, total: progress("checked", done, total))
+        name = str(store)
+    if args.json:
+        print(json_text(_as_json(name, report), indent=1))
+    else:
+        _print(name, report, sys.stdout)
+    return EXIT_FAILED if report.count else EXIT_DONE
+
+
+def _as_json(name: str, report: CheckReport) -> dict[str, object]:
+    differences = [{**asdict(found), "period": found.period} for found in report.differences]
+    counts = {"receipts": report.receipts, "rows": report.rows, "differences": report.count}
+    return {"database": name, "ok": not report.count, **counts, "differs": differences}
+
+
+def _print(name: str, report: CheckReport, stream: TextIO) -> None:
+    for found in report.differences[:_SHOWN]:
+        place = f"{found.node or '-'} {found.period}: " if found.period else ""
+        print(f"{place}{found.what}", file=stream)
+    if report.count > _SHOWN:
+        print(f"... and {report.count - _SHOWN} more (--json lists up to 1000)", file=stream)
+    verdict = f"{report.count} DIFFERENCES" if report.count else "all as it was written"
+    print(f"{name}: {report.receipts} reports with {report.rows} rows: {verdict}", file=stream)
+
+
+def _progress(stream: TextIO) -> Progress:
+    """A bar on a terminal, nothing in a pipe."""
+    if not stream.isatty():
+        return lambda name, done, total: None
+
+    def draw(name: str, done: int, total: int) -> None:
+        share = done / total if total else 1.0
+        bar = ("#" * round(share * _BAR)).ljust(_BAR, ".")
+        end = "\r" + " " * (len(name) + _BAR + 12) + "\r" if done >= total else ""
+        print(f"\r{name} [{bar}] {share:4.0%}", end=end, file=stream, flush=True)
+
+    return draw
