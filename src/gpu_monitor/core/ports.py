@@ -67,4 +67,24 @@ class Sink(Protocol):
         ...
 
 
-__all__ = ["DeviceReading", "HostSource", "ProcessLookup", "Sink", "Source"]
+class LiveSink(Protocol):
+    """Where live samples go, best effort. One thread at a time, but for `cut`."""
+
+    def is_wanted(self) -> bool:
+        """Whether the other side takes live samples; it may be asked, in bounded time."""
+        ...
+
+    def watch_seconds(self) -> float | None:
+        """The pace that its last answer asked for, because somebody looks; None where nobody does."""
+        ...
+
+    def send(self, body: bytes) -> Outcome:
+        """Try once to deliver a message; never raises for what the other side does."""
+        ...
+
+    def cut(self) -> None:
+        """Have a `send` that another thread has under way end now."""
+        ...
+
+
+__all__ = ["DeviceReading", "HostSource", "LiveSink", "ProcessLookup", "Sink", "Source"]

@@ -126,6 +126,7 @@ class Courier:
         self._clock = clock or SystemClock()
         self._session: requests.Session | None = None
         self._twins = _Twins()
+        self._pool: _Pool | None = None
 
     def carry(self, request: Request, seconds: float) -> Reply | Failure:
         """The answer to `request`, or why there is none, within `seconds` (and a moment)."""
@@ -151,6 +152,25 @@ class Courier:
         worker.join()
         return box[0] if box else Failure("the request ended without a result", reached=True)
 
+    def carry_lightly(self, request: Request, seconds: float) -> Reply | Failure:
+        """The same at a third of the CPU, for what is not worth more: in this thread, and each wait has `seconds`.
+
+        A server that drips may hold it for longer; `cut` ends it.
+        """
+        if self._stop.is_set():
+            return Failure("the agent stops", reached=False, stopped=True)
+        if self._session is None or self._twins.is_cut:
+            self.close()
+            self._twins = _Twins()
+            self._session, self._pool = _open_session(self._twins), None
+        if self._pool is None or self._pool.key != (request.url, request.verify):
+            self._pool = _find_pool(self._session, request)
+        return _exchange(self._session, self._twins, self._pool, request, seconds)
+
+    def cut(self) -> None:
+        """Have the exchange that another thread carries lightly end now."""
+        self._twins.cut()
+
     def _abandon(self, worker: threading.Thread) -> None:
         """Make the thread that hangs in the session end; one that looks up a name ends by itself later."""
         self._twins.cut()
@@ -166,6 +186,71 @@ class Courier:
         if session is not None:
             session.close()
             self._twins.close()
+
+
+@dataclass(frozen=True)
+class _Pool:
+    """The connections that lead to one address, as requests would choose them; `pool` None: requests is asked."""
+
+    key: tuple[str, bool | str]
+    pool: Any
+    path: str
+
+
+def _find_pool(session: requests.Session, request: Request) -> _Pool:
+    """What requests works out anew for each request (proxies, authorities, the path for a proxy), once."""
+    import requests
+
+    prepared = session.prepare_request(requests.Request(request.method, request.url))
+    settings = session.merge_environment_settings(request.url, {}, True, request.verify, None)
+    adapter: Any = session.get_adapter(request.url)
+    choose = getattr(adapter, "get_connection_with_tls_context", None)  # requests 2.32 and newer
+    pool, path = None, ""
+    if choose is not None:
+        pool = choose(prepared, settings["verify"], settings["proxies"], None)
+        path = adapter.request_url(prepared, settings["proxies"])
+    key = (request.url, request.verify)
+    return _Pool(key, pool, path)
+
+
+def _exchange(
+    session: requests.Session, twins: _Twins, found: _Pool, request: Request, seconds: float
+) -> Reply | Failure:
+    """One exchange in this thread."""
+    import urllib3
+
+    connect = min(CONNECT_SECONDS, seconds)
+    try:
+        if found.pool is None:
+            return _exchange_by_requests(session, request, (connect, seconds))
+        answer = found.pool.urlopen(
+            request.method, found.path, request.body, dict(request.headers), retries=False, redirect=False,
+            assert_same_host=False, timeout=urllib3.Timeout(connect, seconds), preload_content=False,
+            decode_content=False,
+        )  # fmt: skip
+        data = answer.read(ANSWER_BYTES + 1)
+        headers = {name.lower(): value for name, value in answer.headers.items()}
+        if len(data) > ANSWER_BYTES:
+            answer.close()
+            return Reply(answer.status, headers, None)
+        answer.release_conn()
+        return Reply(answer.status, headers, data)
+    except (OSError, ValueError, urllib3.exceptions.HTTPError, http.client.HTTPException) as error:
+        return explain(error, request.url)
+    finally:
+        if twins.is_cut:
+            session.close()
+            twins.close()
+        twins.sweep()
+
+
+def _exchange_by_requests(session: requests.Session, request: Request, timeout: tuple[float, float]) -> Reply:
+    with session.request(
+        request.method, request.url, data=request.body, headers=dict(request.headers), timeout=timeout,
+        allow_redirects=False, stream=True, verify=request.verify,
+    ) as response:  # fmt: skip
+        headers = {name.lower(): value for name, value in response.headers.items()}
+        return Reply(response.status_code, headers, _read(response))
 
 
 def _gave_up(request: Request, seconds: float, connected: bool, stopped: bool) -> Failure:

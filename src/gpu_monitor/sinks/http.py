@@ -2,42 +2,22 @@
 
 from __future__ import annotations
 
-import base64
-import gzip
-import hashlib
 import threading
-from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from urllib.parse import urljoin, urlsplit
+from dataclasses import replace
 
-from gpu_monitor import __version__
 from gpu_monitor.core.clock import Clock, SystemClock
-from gpu_monitor.core.errors import ConfigError
 from gpu_monitor.core.outcome import Outcome, Parcel, Room, Verdict
-from gpu_monitor.sinks.exchange import Courier, Failure, Reply, Request
+from gpu_monitor.sinks.exchange import Courier, Failure, Reply
 from gpu_monitor.sinks.judge import acknowledge, judge, judge_failure, refuse, shown
+from gpu_monitor.sinks.line import Line, Peer
+from gpu_monitor.sinks.line import Target as Target
 from gpu_monitor.sinks.secrets import mask_tokens, mask_word
-from gpu_monitor.wire.answer import Accepts, read_accepts, read_answers, read_object
+from gpu_monitor.wire.answer import read_answers, read_object
 from gpu_monitor.wire.telemetry import BATCH_BYTES, BATCH_REPORTS, join
 
-_GREETING_SECONDS = 5.0
-"""OPTIONS only tells what else the server takes; reports do not wait longer for it."""
-_TOKENS_KEPT = 4
-"""Of the tokens that were sent: an answer may name one that its file no longer holds."""
 _NOT_FOR_BATCHES = (400, 404, 405, 409, 410, 415, 422, 501)
 """Statuses of a whole batch that say nothing about its reports: they go out singly from then on."""
-
-
-@dataclass(frozen=True)
-class Target:
-    """Where reports go. `ca_file` None: the system's authorities. The timeout is for a whole exchange."""
-
-    url: str
-    contract_number: str
-    ca_file: Path | None = None
-    timeout_seconds: float = 30.0
 
 
 class HttpSink:
@@ -49,17 +29,13 @@ class HttpSink:
         token: Callable[[], str | None],
         stop: threading.Event,
         clock: Clock | None = None,
+        peer: Peer | None = None,
     ) -> None:
         self._target = target
-        self._token = token
         self._clock = clock or SystemClock()
-        self._courier = Courier(stop, self._clock)
-        self._accepts = Accepts()
+        self._line = Line(target, token, Courier(stop, self._clock), peer)
+        self._peer = self._line.peer
         self._batch_reports = BATCH_REPORTS
-        self._is_gzip_refused = False
-        self._is_greeted = False
-        self._ca_seen: tuple[int, int] | None = None
-        self._sent_tokens: deque[str] = deque(maxlen=_TOKENS_KEPT)
 
     def room(self) -> Room:
         """One report, or as many as a batch may hold where the server takes batches."""
@@ -69,8 +45,8 @@ class HttpSink:
 
     def send(self, parcels: Sequence[Parcel]) -> list[Outcome]:
         """Try once to deliver; one outcome per parcel, in order."""
-        if not self._is_greeted:
-            self._greet()
+        if not self._peer.is_greeted:
+            self._line.greet()
         if len(parcels) == 1:
             outcomes = [self._send_one(parcels[0])]
         else:
@@ -79,41 +55,16 @@ class HttpSink:
 
     def close(self) -> None:
         """Close idle connections; the next `send` opens new ones."""
-        self._courier.close()
-
-    def _greet(self) -> None:
-        """Ask once what else the server takes; whatever goes wrong, it is a plain server until it says more."""
-        reply = self._carry("OPTIONS", self._target.url, None, {}, _GREETING_SECONDS)
-        if isinstance(reply, Failure):
-            # Asked again with the next report if it could not be asked at all.
-            self._is_greeted = reply.reached
-            return
-        self._is_greeted = True
-        if 200 <= reply.status < 300:
-            self._learn(reply)
-
-    def _learn(self, reply: Reply) -> None:
-        answer = read_object(reply.data) if reply.data is not None else None
-        found = read_accepts(answer) if answer is not None else None
-        if found is not None:
-            self._accepts = found
+        self._line.courier.close()
 
     def _batch_url(self) -> str | None:
-        """Where batches go; None where there is no such place, or it is of another origin than the reports'."""
-        if self._accepts.batch is None or self._batch_reports < 2:
-            return None
-        try:
-            joined = urljoin(self._target.url, self._accepts.batch)
-            ours, theirs = urlsplit(self._target.url), urlsplit(joined)
-        except ValueError:
-            return None
-        # The token goes to the configured origin and nowhere else.
-        return joined if (ours.scheme, ours.netloc) == (theirs.scheme, theirs.netloc) else None
+        """Where batches go; None where there is no such place."""
+        return self._line.place(self._peer.accepts.batch) if self._batch_reports >= 2 else None
 
     def _send_one(self, parcel: Parcel) -> Outcome:
-        body, headers = self._packed(parcel.body)
+        body, headers = self._line.packed(parcel.body)
         headers["Idempotency-Key"] = parcel.report_id
-        reply = self._carry("POST", self._target.url, body, headers, self._target.timeout_seconds)
+        reply = self._line.carry("POST", self._target.url, body, headers, self._target.timeout_seconds)
         if isinstance(reply, Failure):
             return judge_failure(reply)
         compressed = "Content-Encoding" in headers
@@ -123,8 +74,8 @@ class HttpSink:
 
     def _send_batch(self, parcels: Sequence[Parcel]) -> list[Outcome]:
         url = self._batch_url() or self._target.url
-        body, headers = self._packed(join([parcel.body for parcel in parcels]))
-        reply = self._carry("POST", url, body, headers, self._target.timeout_seconds)
+        body, headers = self._line.packed(join([parcel.body for parcel in parcels]))
+        reply = self._line.carry("POST", url, body, headers, self._target.timeout_seconds)
         if isinstance(reply, Failure):
             return [judge_failure(reply)] * len(parcels)
         compressed = "Content-Encoding" in headers
@@ -133,7 +84,7 @@ class HttpSink:
             self._note(reply, whole)
             return [whole] * len(parcels)
         outcomes = self._judge_each(reply, parcels, url)
-        self._learn(reply)
+        self._peer.learn(reply)
         return outcomes
 
     def _judge_whole(self, reply: Reply, url: str, count: int, *, is_compressed: bool) -> Outcome:
@@ -171,56 +122,9 @@ class HttpSink:
     def _note(self, reply: Reply, outcome: Outcome) -> None:
         """What an answer teaches about the server."""
         if outcome.verdict is Verdict.UNCOMPRESSED:
-            self._is_gzip_refused = True
+            self._peer.is_gzip_refused = True
         if 200 <= reply.status < 300:
-            self._learn(reply)
-
-    def _packed(self, body: bytes) -> tuple[bytes, dict[str, str | bytes]]:
-        """The bytes for the wire and the headers that describe them."""
-        headers: dict[str, str | bytes] = {"Content-Type": "application/json"}
-        if "gzip" in self._accepts.encodings and not self._is_gzip_refused:
-            body = gzip.compress(body, mtime=0)
-            headers["Content-Encoding"] = "gzip"
-        digest = base64.b64encode(hashlib.sha256(body).digest()).decode()
-        headers["Content-Digest"] = f"sha-256=:{digest}:"
-        return body, headers
-
-    def _carry(
-        self, method: str, url: str, body: bytes | None, headers: dict[str, str | bytes], seconds: float
-    ) -> Reply | Failure:
-        try:
-            token, verify = self._token(), self._authorities()
-        except ConfigError as error:
-            return Failure(error.message, reached=False)
-        given: dict[str, str | bytes] = {
-            "User-Agent": f"gpu_monitor/{__version__}",
-            "Accept": "application/json",
-            "Accept-Encoding": "identity",
-            "X-Contract-Number": self._target.contract_number.encode(),
-            **headers,
-        }
-        if token is not None:
-            if token not in self._sent_tokens:
-                self._sent_tokens.append(token)
-            given["Authorization"] = f"Bearer {token}"
-        return self._courier.carry(Request(method, url, given, body, verify), seconds)
-
-    def _authorities(self) -> bool | str:
-        """What certificates are held against; a changed file closes the connections that the old one let in."""
-        path = self._target.ca_file
-        if path is None:
-            return True
-        try:
-            status = path.stat()
-        except OSError as error:
-            raise ConfigError(
-                f"cannot read server.ca_file {path}: {error.strerror}", "Check server.ca_file."
-            ) from error
-        seen = (status.st_mtime_ns, status.st_size)
-        if self._ca_seen not in (None, seen):
-            self._courier.close()
-        self._ca_seen = seen
-        return str(path)
+            self._peer.learn(reply)
 
     def _scrubbed(self, outcome: Outcome) -> Outcome:
         """`outcome` without the tokens that were sent and the contract number, whatever the server answered."""
@@ -229,7 +133,7 @@ class HttpSink:
         def clean(text: str | None, *, for_people: bool) -> str | None:
             if text is None:
                 return None
-            masked = mask_tokens(text, self._sent_tokens)
+            masked = mask_tokens(text, self._line.sent_tokens)
             return mask_word(masked, contract) if for_people else masked
 
         return replace(

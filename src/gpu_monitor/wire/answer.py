@@ -10,6 +10,8 @@ import msgspec
 
 from gpu_monitor.wire.telemetry import digest
 
+FASTEST_WATCH, SLOWEST_WATCH = 2.0, 60.0
+"""Seconds between a watched node's readings: no server has an agent sample faster, or slower than its minute."""
 _REASON_LENGTH = 300
 """Enough for a sentence of a validator; it is kept once per attempt and shown in one line."""
 _REASON_KEYS = ("error", "detail", "message", "reason", "reasons", "errors", "title")
@@ -17,10 +19,15 @@ _REASON_KEYS = ("error", "detail", "message", "reason", "reasons", "errors", "ti
 
 @dataclass(frozen=True)
 class Accepts:
-    """What the server says it takes beside plain single reports; `batch` is a URL, relative to the report's."""
+    """What the server says it takes beside plain single reports; URLs are relative to the report's.
+
+    `samples`: where live samples go. `watch_seconds`: the pace that somebody who looks at this node asks for.
+    """
 
     encodings: frozenset[str] = frozenset()
     batch: str | None = None
+    samples: str | None = None
+    watch_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -50,9 +57,25 @@ def read_accepts(answer: Mapping[str, Any]) -> Accepts | None:
     found = answer.get("accepts")
     if not isinstance(found, dict):
         return None
-    encodings, batch = found.get("encodings"), found.get("batch")
+    encodings = found.get("encodings")
     known = [one for one in encodings if isinstance(one, str)] if isinstance(encodings, list) else []
-    return Accepts(frozenset(known), batch if isinstance(batch, str) and batch else None)
+    return Accepts(
+        frozenset(known),
+        _place(found.get("batch")),
+        _place(found.get("samples")),
+        _pace(found.get("watch_seconds")),
+    )
+
+
+def _place(found: object) -> str | None:
+    return found if isinstance(found, str) and found else None
+
+
+def _pace(found: object) -> float | None:
+    """Seconds between 2 and 60; None where nobody looks, or where it is no such number."""
+    if isinstance(found, bool) or not isinstance(found, (int, float)) or not 0 < found <= SLOWEST_WATCH:
+        return None
+    return max(float(found), FASTEST_WATCH)
 
 
 def read_answers(answer: Mapping[str, Any]) -> list[dict[str, Any] | None] | None:

@@ -1,0 +1,80 @@
+"""Delivers live samples to a central server that takes them: one try, best effort, light."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from gpu_monitor.core.clock import Clock, SystemClock
+from gpu_monitor.core.outcome import Outcome, Verdict
+from gpu_monitor.sinks.exchange import Courier, Failure
+from gpu_monitor.sinks.judge import judge_failure, refuse, retry_after
+from gpu_monitor.sinks.line import Line, Peer, Target
+from gpu_monitor.wire.answer import read_object
+
+_SECONDS = 10.0
+"""For each wait of an exchange: what is live now is old by then."""
+
+
+class HttpLiveSink:
+    """Where a server's live samples go, once it has said that it takes them. One thread; `cut` from any."""
+
+    def __init__(
+        self,
+        target: Target,
+        token: Callable[[], str | None],
+        stop: threading.Event,
+        peer: Peer,
+        clock: Clock | None = None,
+    ) -> None:
+        self._clock = clock or SystemClock()
+        self._courier = Courier(stop, self._clock)
+        self._line = Line(target, token, self._courier, peer)
+
+    def is_wanted(self) -> bool:
+        """Whether the server takes live samples; where nobody has asked it yet, it is asked."""
+        if not self._line.peer.is_greeted:
+            self._line.greet()
+        return self._place() is not None
+
+    def watch_seconds(self) -> float | None:
+        """The pace that the server's last answer asked for; None where nobody looks."""
+        return self._line.peer.accepts.watch_seconds
+
+    def send(self, body: bytes) -> Outcome:
+        """Try once to deliver a message; its own proof is asked for nothing, any 2xx will do."""
+        url = self._place()
+        if url is None:
+            return Outcome(Verdict.REFUSED, error="the server takes no live samples")
+        packed, headers = self._line.packed(body)
+        reply = self._line.carry("POST", url, packed, headers, _SECONDS, lightly=True)
+        if isinstance(reply, Failure):
+            return judge_failure(reply)
+        peer = self._line.peer
+        if 200 <= reply.status < 300:
+            peer.learn(reply)
+            return Outcome(Verdict.ACKNOWLEDGED, reply.status)
+        if 300 <= reply.status < 400:
+            return Outcome(
+                Verdict.REFUSED, reply.status, error=f"HTTP {reply.status}: a redirect is not followed"
+            )
+        data = reply.data or b""
+        compressed = "Content-Encoding" in headers
+        after = retry_after(reply.headers, self._clock.now()) if reply.status in (429, 503) else None
+        outcome = refuse(
+            reply.status, read_object(data), data, url, len(body), after=after, is_compressed=compressed
+        )
+        if outcome.verdict is Verdict.UNCOMPRESSED:
+            peer.is_gzip_refused = True
+        return outcome
+
+    def cut(self) -> None:
+        """Have the exchange that is under way end now."""
+        self._courier.cut()
+
+    def close(self) -> None:
+        """Let go of connections; the next `send` opens new ones."""
+        self._courier.close()
+
+    def _place(self) -> str | None:
+        return self._line.place(self._line.peer.accepts.samples)
