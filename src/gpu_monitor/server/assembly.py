@@ -37,6 +37,7 @@ def build_state(settings: ServerSettings, store: Store, clock: Clock, address: s
     hub = Hub(store, clock, newest, watch)
     metrics.gauge("live_viewers", lambda: hub.viewers)
     writer = GroupWriter(store, clock, metrics)
+    readiness.add("writer", writer.trouble)
     writer.listen(lambda committed: newest.tell(committed.seq_to))
     parts: list[Part] = [upkeep, passwords, readiness, hub, writer, Retention(store, clock)]
     local = local_token_file()

@@ -6,8 +6,6 @@ import asyncio
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-HEAD_SECONDS = 10.0
-"""From the connection (or the first byte of a further request) to the end of its headers."""
 HEAD_BYTES = 64 * 1024
 """Larger than any browser or proxy sends; the parser itself knows no limit."""
 
@@ -15,6 +13,8 @@ HEAD_BYTES = 64 * 1024
 class PatientConnection(HttpToolsProtocol):
     """Closes a connection whose request line and headers take too long or too much room."""
 
+    head_seconds = 10.0
+    """From the connection (or the first byte of a further request) to the end of its headers."""
     _timer: asyncio.TimerHandle | None = None
     _head = 0
     _in_head = True
@@ -31,11 +31,11 @@ class PatientConnection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Take bytes in; too many before the end of the headers close the connection."""
-        if self._in_head:
-            self._head += len(data)
         super().data_received(data)
-        # The bytes after the headers came along with them: only a head that goes on is too long.
-        if self._in_head and self._head > HEAD_BYTES and not self.transport.is_closing():
+        if not self._in_head:
+            return
+        self._head += len(data)
+        if self._head > HEAD_BYTES and not self.transport.is_closing():
             self.send_400_response("Request header fields too large.")
 
     def on_message_begin(self) -> None:
@@ -52,7 +52,7 @@ class PatientConnection(HttpToolsProtocol):
         super().on_headers_complete()
 
     def _await_head(self) -> None:
-        self._timer = self.loop.call_later(HEAD_SECONDS, self._give_up)
+        self._timer = self.loop.call_later(self.head_seconds, self._give_up)
 
     def _give_up(self) -> None:
         self._timer = None

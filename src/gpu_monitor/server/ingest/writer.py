@@ -22,10 +22,12 @@ from gpu_monitor.server.metrics import OwnMetrics
 from gpu_monitor.server.store.engine import Store
 from gpu_monitor.server.store.judge import Refusal
 from gpu_monitor.server.store.write import Answer, Committed, GroupRecorder, Submission
+from gpu_monitor.server.store.write_live import LiveBatch
 
 _LOG = logging.getLogger("writer")
-Work = Submission
-Result = Answer | Refusal
+Work = Submission | LiveBatch
+Result = Answer | Refusal | None
+"""None: live samples that were taken."""
 
 QUEUED = 4096
 """Reports that may wait: some seconds of the slowest disk we know."""
@@ -128,6 +130,12 @@ class GroupWriter:
             self._wake.set()
         return await future
 
+    def trouble(self) -> str | None:
+        """What keeps reports from being written; None where nothing does."""
+        if not self._thread.is_alive():
+            return "its thread has ended: see the log of the server"
+        return f"{self._queued} reports wait, and more are turned away" if self._turned_away else None
+
     def _wait_seconds(self) -> int:
         """Long enough for what waits and for all who were sent away since, each at a moment of its own."""
         spread = (self._queued + self._turned_away) / self._rate
@@ -181,21 +189,26 @@ class GroupWriter:
     def _commit(self, tasks: Sequence[_Task]) -> list[list[Result]]:
         """One transaction for all of them."""
         began = self._clock.monotonic()
-        reports = [one for task in tasks for one in task.work]
+        reports = [one for task in tasks for one in task.work if isinstance(one, Submission)]
+        live = [one for task in tasks for one in task.work if isinstance(one, LiveBatch)]
         now = self._clock.now()
-        self._store.make_room({one.shaped.intake.hour for one in reports}, now=now)
+        times = {row.time for one in live for row in one.kept}
+        self._store.make_room({one.shaped.intake.hour for one in reports}, times, now=now)
         try:
             with self._store.write() as connection:
                 self._store.lock_sequence(connection)
-                written = self._recorder.write_group(connection, reports, now)
+                written = self._recorder.write_group(connection, reports, now, live)
         except BaseException:
             self._recorder.undo()
             raise
         self._recorder.keep()
         self._metrics.observe("commit_seconds", self._clock.monotonic() - began)
         self._tell(written.committed)
-        answers = iter(written.answers)
-        return [[next(answers) for _ in task.work] for task in tasks]
+        answers, refusals = iter(written.answers), iter(written.live)
+        return [
+            [next(answers) if isinstance(one, Submission) else next(refusals) for one in task.work]
+            for task in tasks
+        ]
 
     def _tell(self, committed: Committed | None) -> None:
         if committed is not None:
