@@ -44,7 +44,9 @@ def build_state(settings: ServerSettings, store: Store, clock: Clock, address: s
     if local is not None and not settings.is_exposed:
         parts.append(LocalToken(store, clock, address, local))
     if store.dialect == "postgresql":
-        parts.append(Bell(store, newest, watch, clock))
+        bell = Bell(store, newest, watch, clock)
+        writer.listen(lambda committed: bell.ring(committed.seq_to))
+        parts.append(bell)
     return ServerState(
         settings=settings,
         store=store,
