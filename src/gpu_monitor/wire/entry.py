@@ -45,7 +45,8 @@ def _bounded(kind: type, low: float, high: float) -> Any:
     return Annotated[kind, msgspec.Meta(ge=kind(low), le=kind(high))] | None
 
 
-def _measured(metric: Metric, *, exact: bool) -> Any:
+def measured(metric: Metric, *, exact: bool) -> Any:
+    """The type of a measured value within the catalogue's bounds; `exact`: whole metrics are whole numbers."""
     if metric.kind is Kind.FLAGS:
         return list[str] | None
     high = min(metric.high, float(_STORED_WHOLE))
@@ -76,7 +77,7 @@ def _gpu_fields(*, exact: bool) -> list[Any]:
         if metric.name == "uid":
             continue
         if metric in SAMPLED:
-            fields += [(name, _measured(metric, exact=exact), None) for name in spread_names(metric)]
+            fields += [(name, measured(metric, exact=exact), None) for name in spread_names(metric)]
         else:
             fields.append((metric.name, _described(metric, exact=exact), None))
     return fields + [(name, _basis(name, exact=exact), None) for name in (*COVER, *IDLE)]
@@ -84,7 +85,7 @@ def _gpu_fields(*, exact: bool) -> list[Any]:
 
 def _host_fields() -> list[Any]:
     fields: list[Any] = [
-        (name, _measured(metric, exact=False), None)
+        (name, measured(metric, exact=False), None)
         for metric in HOST_METRICS
         for name in spread_names(metric)
     ]

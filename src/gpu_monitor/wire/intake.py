@@ -190,7 +190,7 @@ def read_batch(body: bytes) -> list[memoryview]:
         found = _fields.decode(body)
         reports = _items.decode(found["reports"])
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise _malformed(error) from None
+        raise told(error) from None
     except KeyError:
         raise Malformed("reports", "a batch is an object with a list of reports") from None
     if not 1 <= len(reports) <= BATCH_REPORTS:
@@ -254,10 +254,7 @@ def _start(head: _Head) -> int:
     """The period's start, after everything that can be said about the envelope has been checked."""
     if head.schema != SCHEMA:
         raise Malformed("schema", f"schema {head.schema} is not one this server reads ({SCHEMA})")
-    if not _NODE_ID.fullmatch(head.node.id):
-        raise Malformed("node.id", "not a UUID in its usual form (lower case, with dashes)")
-    if not head.contract_number.isprintable() or not head.contract_number.strip():
-        raise Malformed("contract_number", "empty, or with control characters")
+    check_names(head.node.id, head.contract_number)
     if head.period_seconds not in PERIODS:
         raise Malformed("period_seconds", "allowed are 1, 2, 3, 4, 6, 8, 12 and 24 hours")
     start = _moment(head.aggregation_time)
@@ -269,6 +266,14 @@ def _start(head: _Head) -> int:
     if head.report_id != name_report(head.node.id, start, head.period_seconds, head.revision):
         raise Malformed("report_id", "not the UUIDv5 of node, start, period_seconds and revision")
     return start
+
+
+def check_names(node_id: str, contract_number: str) -> None:
+    """Malformed where the node's id or the contract's number is none."""
+    if not _NODE_ID.fullmatch(node_id):
+        raise Malformed("node.id", "not a UUID in its usual form (lower case, with dashes)")
+    if not contract_number.isprintable() or not contract_number.strip():
+        raise Malformed("contract_number", "empty, or with control characters")
 
 
 def name_report(node_id: str, start: int, seconds: int, revision: int) -> str:
@@ -310,7 +315,7 @@ def _read_slowly(body: bytes, digest: bytes | None) -> Intake:
         given = _fields.decode(body)
         items = _items.decode(given.pop("gpus", b"[]"))
     except (msgspec.MsgspecError, ValueError, RecursionError, OverflowError) as error:
-        raise _malformed(error) from None
+        raise told(error) from None
     if len(items) > REPORT_GPUS:
         raise Malformed("gpus", f"{len(items)} entries; a report holds at most {REPORT_GPUS}")
     kept: dict[str, msgspec.Raw] = {}
@@ -384,7 +389,7 @@ def _lenient(item: msgspec.Raw) -> tuple[EntryBase, str | None]:
         entry = _lenient_entry.decode(item)
         given = _fields.decode(item)
     except (msgspec.MsgspecError, ValueError, RecursionError, OverflowError) as error:
-        raise _malformed(error) from None
+        raise told(error) from None
     for name in LenientEntry.__struct_fields__:
         given.pop(name, None)
     return entry, _kept_text(given, "")
@@ -414,11 +419,11 @@ def _decode(raw: bytes | msgspec.Raw, kind: Any, at: str) -> Any:
     try:
         return msgspec.json.decode(raw, type=kind)
     except (msgspec.MsgspecError, ValueError, RecursionError, OverflowError) as error:
-        raise _malformed(error, at) from None
+        raise told(error, at) from None
 
 
-def _malformed(error: Exception, at: str = "") -> Malformed:
-    """What the decoder says, with its path as the field."""
+def told(error: Exception, at: str = "") -> Malformed:
+    """What a decoder says of bytes that do not fit, with its path (below `at`) as the field."""
     if isinstance(error, UnicodeDecodeError):
         return Malformed(at, "not UTF-8")
     if isinstance(error, RecursionError):

@@ -11,7 +11,9 @@ from gpu_monitor.server.ingest.body import Body
 from gpu_monitor.server.store.early import is_early
 from gpu_monitor.server.store.shape import Shaped, Shaper
 from gpu_monitor.server.store.write import Submission
+from gpu_monitor.server.store.write_live import LiveBatch, shape_live
 from gpu_monitor.wire.intake import Malformed, read_batch, read_report
+from gpu_monitor.wire.live_intake import read_live
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +58,20 @@ def read_many(shaper: Shaper, body: Body, sender: Sender) -> list[Submission | M
     return found
 
 
-def _submission(shaped: Shaped, data: bytes | memoryview, sender: Sender) -> Submission:
-    if sender.contract_number is not None and sender.contract_number != shaped.intake.contract_number:
+def read_samples(shaper: Shaper, body: Body, sender: Sender) -> LiveBatch:
+    """The live samples in a body; Malformed where they cannot be taken."""
+    message = read_live(body.data)
+    _check_contract(sender, message.contract_number)
+    return shape_live(shaper, message, sender.principal, sender.received)
+
+
+def _check_contract(sender: Sender, number: str) -> None:
+    if sender.contract_number is not None and sender.contract_number != number:
         raise Malformed("X-Contract-Number", "not the contract_number in the body")
+
+
+def _submission(shaped: Shaped, data: bytes | memoryview, sender: Sender) -> Submission:
+    _check_contract(sender, shaped.intake.contract_number)
     body = bytes(data) if is_early(shaped.intake, sender.received) else None
     return Submission(shaped, sender.principal, sender.received, sender.skew, body)
 

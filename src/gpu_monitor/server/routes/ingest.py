@@ -1,4 +1,4 @@
-"""Where agents deliver: reports, single and in batches. Bodies are read by msgspec, not by the framework."""
+"""Where agents deliver: reports, single and in batches, and live samples. Bodies are read by msgspec, not by the framework."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from starlette.responses import Response
 
 from gpu_monitor.server.auth.principal import check_scope
 from gpu_monitor.server.ingest.body import ENCODINGS, Body, invalid, open_body
-from gpu_monitor.server.ingest.reading import Sender, read_many, read_single, sender_of
-from gpu_monitor.server.ingest.writer import Failed, Overloaded
+from gpu_monitor.server.ingest.reading import Sender, read_many, read_samples, read_single, sender_of
+from gpu_monitor.server.ingest.writer import Failed, Overloaded, Result, Work
 from gpu_monitor.server.problems import Problem
 from gpu_monitor.server.state import ServerState
 from gpu_monitor.server.store.judge import Refusal
@@ -97,6 +97,7 @@ async def post_report(request: Request) -> Response:
     if isinstance(answer, Refusal):
         state.metrics.count("rejects_total", reason=str(answer.status))
         raise _problem(answer)
+    assert answer is not None
     state.metrics.count("reports_total", outcome=answer.outcome)
     accepts = Accepts(state.watch.seconds(submission.shaped.intake.node.id))
     token = answer.node_token or msgspec.UNSET
@@ -137,6 +138,23 @@ async def post_batch(request: Request) -> Response:
     return _json(Answers(answers, Accepts(watched)))
 
 
+async def post_samples(request: Request) -> Response:
+    """Take live samples of one node: best effort, idempotent by GPU and time."""
+    state, sender = await _greet(request)
+    body = await _body(request, state)
+    try:
+        batch = await _aside(body, lambda: read_samples(state.shaper, body, sender))
+    except Malformed as error:
+        state.metrics.count("rejects_total", reason="samples")
+        raise invalid(error.field, error.reason) from None
+    (refused,) = await _write(state, [batch], len(body.data))
+    if isinstance(refused, Refusal):
+        state.metrics.count("rejects_total", reason=str(refused.status))
+        raise _problem(refused)
+    state.metrics.count("samples_total", len(batch.kept))
+    return _json({"accepts": Accepts(state.watch.seconds(batch.node.id))})
+
+
 async def options(_request: Request) -> Response:
     """Say what is taken beside plain single reports."""
     return _json({"accepts": Accepts(None)}, {"Allow": "OPTIONS, POST"})
@@ -145,6 +163,8 @@ async def options(_request: Request) -> Response:
 router.add_route("/api/metrics", post_report, methods=["POST"], include_in_schema=False)
 router.add_route("/api/metrics", options, methods=["OPTIONS"], include_in_schema=False)
 router.add_route("/api/metrics/batch", post_batch, methods=["POST"], include_in_schema=False)
+router.add_route("/api/samples", post_samples, methods=["POST"], include_in_schema=False)
+router.add_route("/api/samples", options, methods=["OPTIONS"], include_in_schema=False)
 router.add_route("/api/metrics/batch", options, methods=["OPTIONS"], include_in_schema=False)
 
 
@@ -168,7 +188,7 @@ async def _aside(body: Body, read: Callable[[], _T]) -> _T:
     return read() if len(body.data) <= _ASIDE else await run_in_threadpool(read)
 
 
-async def _write(state: ServerState, work: Sequence[Submission], size: int) -> list[Answer | Refusal]:
+async def _write(state: ServerState, work: Sequence[Work], size: int) -> list[Result]:
     try:
         return await state.writer.write(work, size)
     except Overloaded as error:
@@ -181,7 +201,7 @@ async def _write(state: ServerState, work: Sequence[Submission], size: int) -> l
         raise Problem(503, "Database away", "The database cannot be written now.", headers=headers) from None
 
 
-def _part(state: ServerState, submission: Submission, answer: Answer | Refusal) -> TakenPart | RefusedPart:
+def _part(state: ServerState, submission: Submission, answer: Result) -> TakenPart | RefusedPart:
     report_id = submission.shaped.intake.report_id
     if isinstance(answer, Answer):
         state.metrics.count("reports_total", outcome=answer.outcome)
@@ -189,6 +209,7 @@ def _part(state: ServerState, submission: Submission, answer: Answer | Refusal) 
             report_id, answer.report_id, answer.sha256, answer.outcome, answer.revision, answer.quarantined,
             node_token=answer.node_token or msgspec.UNSET,
         )  # fmt: skip
+    assert answer is not None
     state.metrics.count("rejects_total", reason=str(answer.status))
     detail = f"{answer.field}: {answer.reason}"
     return RefusedPart(

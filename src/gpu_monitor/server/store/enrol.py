@@ -17,6 +17,11 @@ _UNUSED = 8
 """Unused tokens of one node that are kept; an agent that never learns its token asks for another each hour."""
 
 
+_OWN = Refusal(
+    403, "Not allowed", "node.id", "this node has a token of its own; an enrolling one is for new nodes"
+)
+
+
 class NodeTokens:
     """Hands out tokens of nodes within the writer's transaction. One thread at a time."""
 
@@ -36,12 +41,7 @@ class NodeTokens:
             return None
         if uuid not in self._given:
             if _has_used_one(connection, uuid, now):
-                return Refusal(
-                    403,
-                    "Not allowed",
-                    "node.id",
-                    "this node has a token of its own; an enrolling one is for new nodes",
-                )
+                return _OWN
             _drop_surplus(connection, uuid, now)
             grant = Grant(
                 frozenset(("report:write",)),
@@ -52,6 +52,10 @@ class NodeTokens:
             )
             self._given[uuid] = create_token(connection, grant, now).secret
         return self._given[uuid]
+
+    def refusal(self, connection: Connection, principal: Principal, uuid: str, now: float) -> Refusal | None:
+        """Why an enrolling token may not write live samples of this node; they bring no token."""
+        return _OWN if principal.enrol and _has_used_one(connection, uuid, now) else None
 
     def keep(self) -> None:
         """The transaction was committed."""

@@ -15,11 +15,11 @@ from gpu_monitor.server.store.rows import Rows
 from gpu_monitor.server.store.schema import gpus, nodes
 from gpu_monitor.server.store.shape import GpuRow, Shaped, text_of
 from gpu_monitor.wire.entry import MADE_UP
-from gpu_monitor.wire.intake import Intake
 
 _COLUMNS = (
     "id", "uuid", "contract", "hostname", "simulated", "os", "agent_version", "driver_version", "first_seen",
-    "last_report", "last_hour", "period_seconds", "longest_seconds", "interval_seconds", "skew_seconds", "skew_measured",
+    "last_report", "last_live", "last_hour", "period_seconds", "longest_seconds", "interval_seconds",
+    "skew_seconds", "skew_measured",
 )  # fmt: skip
 _NODES = f"SELECT {', '.join(_COLUMNS)} FROM nodes"
 _KEPT = ("id", "uuid", "first_seen")
@@ -72,6 +72,7 @@ class Node:
     driver_version: str | None = None
     first_seen: float = 0.0
     last_report: float | None = None
+    last_live: float | None = None
     last_hour: int | None = None
     period_seconds: int | None = None
     longest_seconds: int | None = None
@@ -89,13 +90,12 @@ class Node:
             return
         self.last_hour, self.simulated = intake.hour, shaped.simulated
         self.period_seconds, self.interval_seconds = intake.period_seconds, intake.interval_seconds
-        self.describe(intake)
+        self.describe(intake.node)
 
-    def describe(self, intake: Intake) -> None:
-        """Take over the names in a report."""
-        self.hostname, self.os = text_of(intake.node.hostname), text_of(intake.node.os)
-        self.agent_version = text_of(intake.node.agent_version)
-        self.driver_version = text_of(intake.node.driver_version)
+    def describe(self, told: Any) -> None:
+        """Take over the names in a report or live message."""
+        self.hostname, self.os = text_of(told.hostname), text_of(told.os)
+        self.agent_version, self.driver_version = text_of(told.agent_version), text_of(told.driver_version)
 
 
 class Contracts:
@@ -142,9 +142,9 @@ def load_nodes(rows: Rows, uuids: Iterable[str]) -> dict[str, Node]:
     return found
 
 
-def refusal(principal: Principal, node: Node | None, intake: Intake, contract: int | None) -> Refusal | None:
+def refusal(principal: Principal, node: Node | None, uuid: str, contract: int | None) -> Refusal | None:
     """Why this principal may not write this node's rows under this contract; None where it may."""
-    if principal.node is not None and principal.node != intake.node.id:
+    if principal.node is not None and principal.node != uuid:
         return _forbidden("node.id", f"{principal.name} is for another node")
     if principal.contracts is None:
         return None
@@ -182,16 +182,21 @@ def load_gpus(rows: Rows, wanted: Iterable[Node]) -> None:
 
 
 def place_gpu(node: Node, row: GpuRow, hour: int, identity: int) -> Gpu:
-    """The GPU of a row, with a new ordinal where it was never seen; the newest period describes it."""
-    found = node.gpus.get((row.uid, row.source))
+    """The GPU of a report's row, with a new ordinal where it was never seen; the newest period describes it."""
+    return place_gpu_of(node, row.uid, row.source, row.name, hour, identity)
+
+
+def place_gpu_of(node: Node, uid: str, source: str, name: str | None, hour: int, identity: int) -> Gpu:
+    """The same from its parts."""
+    found = node.gpus.get((uid, source))
     if found is None:
-        found = Gpu(len(node.gpus), row.uid, row.source, row.name, identity, hour, hour, is_changed=True)
-        node.gpus[row.uid, row.source] = found
+        found = Gpu(len(node.gpus), uid, source, name, identity, hour, hour, is_changed=True)
+        node.gpus[uid, source] = found
         return found
     if hour < found.first_hour:
         found.first_hour, found.is_changed = hour, True
     if hour > found.last_hour or (hour == found.last_hour and identity != found.identity):
-        found.last_hour, found.identity, found.name, found.is_changed = hour, identity, row.name, True
+        found.last_hour, found.identity, found.name, found.is_changed = hour, identity, name, True
     return found
 
 
@@ -213,7 +218,7 @@ def store_gpus(rows: Rows, changed: Sequence[Node]) -> None:
 def _node_row(node: Node) -> tuple[Any, ...]:
     return (
         node.agent, node.uuid, node.contract, node.hostname, node.simulated, node.os, node.agent_version,
-        node.driver_version, node.first_seen, node.last_report, node.last_hour, node.period_seconds,
+        node.driver_version, node.first_seen, node.last_report, node.last_live, node.last_hour, node.period_seconds,
         node.longest_seconds, node.interval_seconds, node.skew_seconds, node.skew_measured,
     )  # fmt: skip
 

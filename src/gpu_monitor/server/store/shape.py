@@ -181,12 +181,12 @@ class Shaper:
 
     def _gpu(self, values: Row, extra: str | None) -> GpuRow:
         uid = values[_UID]
-        identity = self._identity(_identity_of(values))
+        identity = self.identity(_identity_of(values))
         states = self._state((bytes(values[_REASONS_AT]), *_states_of(values)))
         given = values
         for at in _FLAGS_AT:
             if values[at] is not None:
-                mask, unknown = _mask(values[at])
+                mask, unknown = flags_of(values[at])
                 given = (*given[:at], mask, *given[at + 1 :])
                 if unknown:
                     extra = _with_unknown(extra, unknown)
@@ -200,7 +200,8 @@ class Shaper:
             extra,
         )
 
-    def _identity(self, given: Row) -> Fact:
+    def identity(self, given: Row) -> Fact:
+        """The fact of a GPU's identity, its values in the catalogue's order; Malformed where its uid is no name."""
         found = self._identities.get(given)
         if found is None:
             if not given[0].isprintable():
@@ -247,7 +248,8 @@ def _read_reasons(raw: bytes) -> dict[str, str]:
     return {str(text_of(name, 64)): str(text_of(why, 64)) for name, why in found.items()}
 
 
-def _mask(names: Iterable[str]) -> tuple[int, list[str]]:
+def flags_of(names: Iterable[str]) -> tuple[int, list[str]]:
+    """The mask of throttle reasons, and the names that we do not know."""
     mask, unknown = 0, []
     for name in names:
         if name in _BITS:

@@ -31,6 +31,7 @@ from gpu_monitor.server.store.roster import (
 from gpu_monitor.server.store.rows import Rows, rows_of
 from gpu_monitor.server.store.schema import changes, quarantine
 from gpu_monitor.server.store.shape import Shaped
+from gpu_monitor.server.store.write_live import LiveBatch, put_live
 
 _CHANGE = ("seq", "time", "kind", "agent", "hour")
 
@@ -90,9 +91,13 @@ class Committed:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """A group's answers, in its order, and what it changed (None: nothing that others follow)."""
+    """A group's answers, in its order, and what it changed (None: nothing that others follow).
+
+    `live`: for each message of live samples why it was refused, None where it was taken.
+    """
 
     answers: list[Answer | Refusal]
+    live: list[Refusal | None]
     committed: Committed | None
 
 
@@ -107,12 +112,18 @@ class GroupRecorder:
         self._contracts = Contracts()
         self._tokens = NodeTokens()
 
-    def write_group(self, connection: Connection, group: Sequence[Submission], now: float) -> Written:
+    def write_group(
+        self,
+        connection: Connection,
+        group: Sequence[Submission],
+        now: float,
+        live: Sequence[LiveBatch] = (),
+    ) -> Written:
         """Write what is new of the group, in the caller's transaction, which holds the writers' lock."""
         work = _Group(connection, group, now, self._facts, self._contracts, self._tokens)
         for places in rounds([one.shaped.intake for one in group]):
             work.write_round(places)
-        return work.finish()
+        return work.finish(work.write_live(live) if live else [])
 
     def keep(self) -> None:
         """The transaction was committed."""
@@ -168,7 +179,42 @@ class _Group:
             hour = accepted.shaped.intake.hour
             self.touched.append(Touched("report", accepted.node.agent, hour, accepted.ordinals))
 
-    def finish(self) -> Written:
+    def write_live(self, batches: Sequence[LiveBatch]) -> list[Refusal | None]:
+        """Write live samples; why those that may not be written are refused."""
+        self._load({batch.node.id for batch in batches})
+        answers: list[Refusal | None] = []
+        taken: list[LiveBatch] = []
+        fresh: dict[str, Node] = {}
+        for batch in batches:
+            uuid = batch.node.id
+            known = self.nodes.get(uuid) or fresh.get(uuid)
+            contract = self.contracts.find(self.connection, batch.contract_number)
+            refused = refusal(batch.principal, known, uuid, contract) or self.tokens.refusal(
+                self.connection, batch.principal, uuid, self.now
+            )
+            answers.append(refused)
+            if refused is not None:
+                continue
+            taken.append(batch)
+            number = self.contracts.ensure(self.connection, batch.contract_number)
+            if known is None:
+                known = fresh[uuid] = Node(
+                    uuid, 0, number, simulated=batch.simulated, first_seen=batch.received
+                )
+                known.describe(batch.node)
+            known.contract, known.last_live = number, batch.received
+            known.skew_seconds, known.skew_measured = batch.skew, batch.received
+            known.interval_seconds = batch.interval_seconds
+            self.changed[uuid] = known
+        insert_nodes(self.rows, list(fresh.values()))
+        self.nodes.update(fresh)
+        touched = put_live(self.rows, [(self.nodes[batch.node.id], batch) for batch in taken], self.facts)
+        for batch, ordinals in zip(taken, touched, strict=True):
+            hour = int(batch.received) // 3600
+            self.touched.append(Touched("samples", self.nodes[batch.node.id].agent, hour, ordinals))
+        return answers
+
+    def finish(self, live: list[Refusal | None]) -> Written:
         """Write what is left once every report has its answer."""
         store_nodes(self.rows, list(self.changed.values()))
         for one in self.group:
@@ -186,14 +232,13 @@ class _Group:
                 ],
             )
             committed = Committed(newest + 1, newest + len(self.touched), tuple(self.touched))
-        return Written([self.answers[place] for place in range(len(self.group))], committed)
+        return Written([self.answers[place] for place in range(len(self.group))], live, committed)
 
     # --- who may ------------------------------------------------------------------------------------------
 
     def _admit(self, places: Sequence[int], given: dict[int, str]) -> list[int]:
         """The places of reports that may be written; the others are answered. New nodes get their numbers."""
-        unknown = {self.group[place].shaped.intake.node.id for place in places} - self.nodes.keys()
-        self.nodes.update(load_nodes(self.rows, unknown) if unknown else {})
+        self._load({self.group[place].shaped.intake.node.id for place in places})
         fresh: dict[str, Node] = {}
         allowed = []
         for place in places:
@@ -201,7 +246,7 @@ class _Group:
             intake = one.shaped.intake
             node = self.nodes.get(intake.node.id) or fresh.get(intake.node.id)
             contract = self.contracts.find(self.connection, intake.contract_number)
-            refused = refusal(one.principal, node, intake, contract)
+            refused = refusal(one.principal, node, intake.node.id, contract)
             token = None if refused else self._token(one, intake.node.id, intake.contract_number)
             if isinstance(token, Refusal):
                 refused = token
@@ -216,10 +261,15 @@ class _Group:
                 fresh[intake.node.id] = Node(
                     intake.node.id, 0, number, simulated=one.shaped.simulated, first_seen=one.received
                 )
-                fresh[intake.node.id].describe(intake)
+                fresh[intake.node.id].describe(intake.node)
         insert_nodes(self.rows, list(fresh.values()))
         self.nodes.update(fresh)
         return [place for place in allowed if not self._hold_early(place, given.get(place))]
+
+    def _load(self, uuids: set[str]) -> None:
+        unknown = uuids - self.nodes.keys()
+        if unknown:
+            self.nodes.update(load_nodes(self.rows, unknown))
 
     def _token(self, one: Submission, uuid: str, number: str) -> str | Refusal | None:
         if one.early is not None:

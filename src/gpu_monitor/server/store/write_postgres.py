@@ -46,10 +46,17 @@ class PostgresRows:
         if rows:
             self._copy(table, table.name, columns, rows)
 
+    def insert_new(self, table: Table, columns: Sequence[str], rows: Sequence[Row]) -> None:
+        """Put rows in that are not there yet."""
+        self._merge(table, columns, "NOTHING", "", rows)
+
     def upsert(
         self, table: Table, columns: Sequence[str], keys: Sequence[str], then: str, rows: Sequence[Row]
     ) -> None:
         """Put rows in; where `keys` are there already, do `then` (the text after DO UPDATE)."""
+        self._merge(table, columns, f"UPDATE {then}", f"({', '.join(keys)})", rows)
+
+    def _merge(self, table: Table, columns: Sequence[str], do: str, on: str, rows: Sequence[Row]) -> None:
         if not rows:
             return
         names = ", ".join(f'"{name}"' for name in columns)
@@ -59,8 +66,7 @@ class PostgresRows:
         )
         self._copy(table, aside, columns, rows)
         self._connection.exec_driver_sql(
-            f"INSERT INTO {table.name} ({names}) SELECT {names} FROM {aside}"
-            f" ON CONFLICT ({', '.join(keys)}) DO UPDATE {then}"
+            f"INSERT INTO {table.name} ({names}) SELECT {names} FROM {aside} ON CONFLICT {on} DO {do}"
         )
         self._connection.exec_driver_sql(f"DELETE FROM {aside}")
 

@@ -28,6 +28,10 @@ class SqliteRows:
         """Put rows in; values in the order of `columns`."""
         self._put(table.name, tuple(columns), rows, "")
 
+    def insert_new(self, table: Table, columns: Sequence[str], rows: Sequence[Row]) -> None:
+        """Put rows in that are not there yet."""
+        self._put(table.name, tuple(columns), rows, " ON CONFLICT DO NOTHING")
+
     def upsert(
         self, table: Table, columns: Sequence[str], keys: Sequence[str], then: str, rows: Sequence[Row]
     ) -> None:
