@@ -11,15 +11,48 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gpu_monitor import __version__
+from gpu_monitor.server.api_shapes import SHAPES
 from gpu_monitor.server.limits import BodyLimits
+from gpu_monitor.server.openapi import describe
 from gpu_monitor.server.problems import MEDIA_TYPE, RETRY_SECONDS, add_handlers, problem_body
-from gpu_monitor.server.routes import health, ingest, sessions, tokens, users, ws
+from gpu_monitor.server.routes import (
+    docs,
+    events,
+    fleet,
+    gaps,
+    gpus,
+    health,
+    home,
+    ingest,
+    metrics,
+    nodes,
+    processes,
+    reports,
+    series,
+    sessions,
+    tokens,
+    usage,
+    users,
+    ws,
+)
 from gpu_monitor.server.security import Doorkeeper
 from gpu_monitor.server.state import ServerState
 
 _LOG = logging.getLogger("server")
 
 ROUTERS = (
+    home.router,
+    docs.router,
+    fleet.router,
+    nodes.router,
+    gpus.router,
+    series.router,
+    usage.router,
+    reports.router,
+    gaps.router,
+    events.router,
+    processes.router,
+    metrics.router,
     health.router,
     ingest.router,
     sessions.router,
@@ -60,6 +93,7 @@ def create_app(state: ServerState) -> ASGIApp:
     add_handlers(app)
     for router in ROUTERS:
         app.include_router(router)
+    describe(app, SHAPES)
     return Outermost(Doorkeeper(BodyLimits(app), state.settings), state)
 
 
