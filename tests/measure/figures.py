@@ -15,7 +15,8 @@ BEGIN, END = "<!-- {name}: written by scripts/bench -->", "<!-- {name}: end -->"
 class Figure:
     """One row. `value` in `unit`, None where it could not be measured (then `notes` say why).
 
-    `limit`: the bar, None where there is none. `notes`: how it came about and what else was seen.
+    `limit`: the bar, None where there is none; `at_least`: the value must not be below it, else not above.
+    `notes`: how it came about and what else was seen.
     """
 
     what: str
@@ -24,18 +25,20 @@ class Figure:
     unit: str
     decimals: int = 1
     notes: tuple[str, ...] = ()
+    at_least: bool = False
 
     @property
     def is_met(self) -> bool | None:
         """Whether the bar is met; None where there is no bar or no figure."""
         if self.limit is None or self.value is None:
             return None
-        return self.value <= self.limit
+        return self.value >= self.limit if self.at_least else self.value <= self.limit
 
     def cells(self) -> tuple[str, str, str, str]:
         """What, bar, measured, met."""
-        bar = "" if self.limit is None else f"≤ {_number(self.limit)} {self.unit}"
-        measured = "not measured" if self.value is None else f"{self.value:.{self.decimals}f} {self.unit}"
+        sign = "≥" if self.at_least else "≤"
+        bar = "" if self.limit is None else f"{sign} {_number(self.limit)} {self.unit}"
+        measured = "not measured" if self.value is None else f"{self.value:,.{self.decimals}f} {self.unit}"
         met = {True: "yes", False: "NO", None: ""}[self.is_met]
         return self.what, bar, measured, met
 

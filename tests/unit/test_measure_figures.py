@@ -28,6 +28,17 @@ FREE = Figure("free", None, 7.0, "MB")
         (UNKNOWN, ("unknown", "≤ 3 s", "not measured", ""), None),
         (FREE, ("free", "", "7.0 MB", ""), None),
         (Figure("at the bar", 3, 3.0, "s", 0), ("at the bar", "≤ 3 s", "3 s", "yes"), True),
+        (
+            Figure("rate", 1000, 999.4, "a second", 0, at_least=True),
+            ("rate", "≥ 1,000 a second", "999 a second", "NO"),
+            False,
+        ),
+        (
+            Figure("share", 0.7, 1.25, "of it", 2, at_least=True),
+            ("share", "≥ 0.7 of it", "1.25 of it", "yes"),
+            True,
+        ),
+        (Figure("many", None, 12345.0, "B", 0), ("many", "", "12,345 B", ""), None),
     ],
     ids=lambda value: value.what if isinstance(value, Figure) else "",
 )
