@@ -1,4 +1,4 @@
-"""pg_dump and pg_restore, where they are found: PostgreSQL's own tools for copies."""
+"""pg_dump, pg_restore and psql, where they are found: PostgreSQL's own tools for copies."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from pathlib import Path
 from sqlalchemy.engine import URL
 
 from gpu_monitor.core.errors import StorageCorrupt, StorageError
+from gpu_monitor.server.store.migrate import VERSIONS
+from gpu_monitor.server.store.schema import metadata
 
 _MAGIC = b"PGDMP"
 
@@ -58,22 +60,34 @@ def read_through(source: Path) -> None:
 
 
 def restore_dump(url: URL, source: Path) -> None:
-    """Replace what the database holds by the dump, in one transaction."""
-    words = [
-        _tool("pg_restore"),
-        "--clean",
-        "--if-exists",
-        "--no-owner",
-        "--no-privileges",
-        "--single-transaction",
-    ]
-    done = subprocess.run(
-        [*words, f"--dbname={_bare(url)}", str(source)], env=_environment(url), stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False,
+    """Replace the server's tables by those of the dump, in one transaction: all of it, or nothing.
+
+    pg_restore makes the statements and psql runs them; pg_restore by itself cannot take away partitions.
+    """
+    script = subprocess.Popen(
+        [_tool("pg_restore"), "--file=-", "--no-owner", "--no-privileges", str(source)],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
-    if done.returncode:
+    words = [_tool("psql"), "--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1", "--output=" + os.devnull]
+    runner = subprocess.Popen(
+        [*words, f"--dbname={_bare(url)}"], env=_environment(url), stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert script.stdout is not None
+    assert runner.stdin is not None
+    tables = ", ".join(f'"{name}"' for name in (*metadata.tables, VERSIONS))
+    try:
+        runner.stdin.write(f"BEGIN; DROP TABLE IF EXISTS {tables} CASCADE;\n".encode())
+        shutil.copyfileobj(script.stdout, runner.stdin, 1 << 16)
+        if script.wait() == 0:
+            runner.stdin.write(b"\nCOMMIT;\n")  # without it the end of the statements undoes them
+    except BrokenPipeError:
+        script.kill()
+    said = runner.communicate()[1] + script.communicate()[1]
+    if script.returncode or runner.returncode:
         raise StorageError(
-            f"pg_restore failed, nothing was changed: {_last(done.stderr)}", "Mend that, then try again."
+            f"the dump could not be restored, nothing was changed: {_last(said.decode(errors='replace'))}",
+            "Mend that, then try again.",
         )
 
 

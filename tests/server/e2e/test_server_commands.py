@@ -1,0 +1,82 @@
+"""`gpu_monitor server check`, `backup` and `restore`, as an operator types them."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from sqlalchemy import update
+
+from gpu_monitor.core.clock import SystemClock
+from gpu_monitor.server.store.engine import Store, open_store
+from gpu_monitor.server.store.schema import events
+from tests.e2e.program import ask
+from tests.server.receipts import Fleet
+
+UUID = "3f2504e0-4f89-41d3-9a0c-0305e82c3301"
+HOUR = int(SystemClock().now()) // 3600 - 5  # the program looks at what is no older than a year
+
+
+@pytest.fixture
+def filled(store: Store) -> Store:
+    if store.dialect == "postgresql" and shutil.which("pg_dump") is None:
+        pytest.skip("there is no pg_dump on the path")
+    fleet = Fleet(store)
+    agent = fleet.add_node(UUID)
+    for hour in (HOUR, HOUR + 1):
+        fleet.add_report(agent, hour)
+    return store
+
+
+def test_check_tells_by_its_exit_code(filled: Store, database: str, tmp_path: Path) -> None:
+    found = ask(tmp_path, "server", "check", DATABASE_URL=database)
+    assert (found.returncode, found.stderr) == (0, "")
+    assert re.fullmatch(r".*: 2 reports with 12 rows: all as it was written\n", found.stdout)
+    with filled.write() as connection:
+        connection.execute(update(events).where(events.c.hour == HOUR + 1).values(kind="other"))
+    found = ask(tmp_path, "server", "check", "--json", "--database", database)
+    told = json.loads(found.stdout)
+    assert found.returncode == 1
+    assert (told["ok"], told["receipts"], told["rows"], told["differences"]) == (False, 2, 12, 1)
+    [one] = told["differs"]
+    assert (one["node"], one["hour"]) == (UUID, HOUR + 1)
+    found = ask(tmp_path, "server", "check", DATABASE_URL=database)
+    assert (found.returncode, found.stdout.splitlines()[-1].endswith("1 DIFFERENCES")) == (1, True)
+
+
+def test_a_copy_and_the_way_back(filled: Store, database: str, tmp_path: Path) -> None:
+    made = ask(tmp_path, "server", "backup", "week.backup", DATABASE_URL=database)
+    assert (made.returncode, made.stderr) == (0, "")
+    assert made.stdout == (
+        f"{tmp_path}/week.backup: {(tmp_path / 'week.backup').stat().st_size} bytes, 2 reports with 12 rows, verified\n"
+    )
+    assert ask(tmp_path, "server", "backup", "week.backup", DATABASE_URL=database).returncode == 2
+    with filled.write() as connection:
+        connection.execute(events.delete())
+    filled.close()
+    asked = ask(tmp_path, "server", "restore", "week.backup", DATABASE_URL=database)
+    assert (asked.returncode, "--yes" in asked.stderr) == (2, True)
+    back = ask(tmp_path, "server", "restore", "week.backup", "--yes", "--json", DATABASE_URL=database)
+    assert (back.returncode, back.stderr) == (0, "")
+    assert (json.loads(back.stdout)["receipts"], json.loads(back.stdout)["rows"]) == (2, 12)
+    assert ask(tmp_path, "server", "check", DATABASE_URL=database).returncode == 0
+
+
+def test_nothing_is_restored_under_a_server(filled: Store, database: str, tmp_path: Path) -> None:
+    assert ask(tmp_path, "server", "backup", "week.backup", DATABASE_URL=database).returncode == 0
+    filled.close()
+    serving = open_store(database, alone=True)
+    refused = ask(tmp_path, "server", "restore", "week.backup", "--yes", DATABASE_URL=database)
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert re.search(r"in use by (process \d+|a server)", refused.stderr)
+    serving.close()
+
+
+def test_a_database_that_is_not_there_is_not_made(tmp_path: Path) -> None:
+    found = ask(tmp_path, "server", "check")
+    assert (found.returncode, found.stdout) == (78, "")
+    assert "there is no server's database" in found.stderr
+    assert not (tmp_path / "gpu_monitor_server.db").exists()
