@@ -19,12 +19,14 @@ from gpu_monitor.core.times import format_time
 _REPEAT_SECONDS = 3600.0
 ONCE = {"is_held_back": True}
 """`extra` of a message below WARNING that is to be held back like one, because somebody can ask for it in a loop."""
-_SECRET = re.compile(r"(?i)(bearer\s+|token[=:]\s*)[^\s,;\"']+|(://[^/\s:@]+:)[^/\s@]+(?=@)")
+_SECRET = re.compile(
+    r"(?i)(bearer\s+|token[=:]\s*)[^\s,;\"']+|(://[^/\s:@]+:)[^/\s@]+(?=@)|(\bgpm_)[A-Za-z0-9_-]{43}|([?&]code=)[^\s&]+"
+)
 
 
 def hide_secrets(text: str) -> str:
     """`text` with anything that looks like a token or a password replaced by ***."""
-    return _SECRET.sub(lambda found: (found[1] or found[2]) + "***", text)
+    return _SECRET.sub(lambda found: "".join(part for part in found.groups() if part) + "***", text)
 
 
 class Repeats(logging.Filter):
@@ -66,7 +68,7 @@ class Lines(logging.Formatter):
         """One line (more with a traceback)."""
         text = hide_secrets(record.getMessage())
         if record.exc_info:
-            text += "\n" + self.formatException(record.exc_info)
+            text += "\n" + hide_secrets(self.formatException(record.exc_info))
         colour = self._colours.get(record.levelno, "")
         level = f"{colour}{record.levelname}{self._reset if colour else ''}"
         return f"{format_time(int(record.created), False)} {level} {record.name}: {text}"
@@ -79,7 +81,7 @@ class JsonLines(logging.Formatter):
         """One JSON object."""
         text = hide_secrets(record.getMessage())
         if record.exc_info:
-            text += "\n" + self.formatException(record.exc_info)
+            text += "\n" + hide_secrets(self.formatException(record.exc_info))
         return json.dumps(
             {
                 "timestamp": format_time(round(record.created, 3)),

@@ -14,7 +14,7 @@ from gpu_monitor import __version__
 from gpu_monitor.server.api_shapes import SHAPES
 from gpu_monitor.server.limits import BodyLimits
 from gpu_monitor.server.openapi import describe
-from gpu_monitor.server.problems import MEDIA_TYPE, RETRY_SECONDS, add_handlers, problem_body
+from gpu_monitor.server.problems import MEDIA_TYPE, PROBLEMS, RETRY_SECONDS, add_handlers, problem_body
 from gpu_monitor.server.routes import (
     docs,
     events,
@@ -88,6 +88,7 @@ def create_app(state: ServerState) -> ASGIApp:
         redoc_url=None,
         openapi_url="/openapi.json",
         redirect_slashes=False,
+        responses=PROBLEMS,
     )
     app.state.server = state
     add_handlers(app)

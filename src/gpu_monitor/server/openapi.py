@@ -11,6 +11,17 @@ from starlette.responses import Response
 from gpu_monitor.server.problems import MEDIA_TYPE
 
 _REF = "#/components/schemas/{name}"
+_ACCESS = {
+    "token": {"type": "http", "scheme": "bearer", "description": "A token: gpu_monitor token create."},
+    "session": {
+        "type": "apiKey",
+        "in": "cookie",
+        "name": "gpu_monitor",
+        "description": "A session: POST /api/session. Under TLS the cookie is __Host-gpu_monitor. A change must"
+        " carry the session's `csrf` as X-CSRF-Token, too.",
+    },
+}
+"""How one says who asks; on loopback reading needs neither."""
 
 
 class ProblemDetails(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,6 +61,8 @@ def describe(app: FastAPI, kinds: tuple[type[msgspec.Struct], ...]) -> None:
             _, shapes = msgspec.json.schema_components((*kinds, ProblemDetails), ref_template=_REF)
             schemas = made.setdefault("components", {}).setdefault("schemas", {})
             schemas.update({name: shape for name, shape in shapes.items() if name not in schemas})
+            made["components"]["securitySchemes"] = _ACCESS
+            made["security"] = [{"token": []}, {"session": []}, {}]
         assert app.openapi_schema is not None
         return app.openapi_schema
 

@@ -18,6 +18,13 @@ from gpu_monitor.core.errors import StorageBusy, StorageError, StorageFull, Stor
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_SECONDS = 5
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    "default": {
+        "description": "A problem (RFC 9457)",
+        "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemDetails"}}},
+    }
+}
+"""What OpenAPI says of every refusal."""
 _LOG = logging.getLogger("server")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 import socket
@@ -14,6 +15,9 @@ from types import FrameType
 from typing import Any
 
 import uvicorn
+
+if sys.platform != "win32":
+    import resource
 
 from gpu_monitor.config.server import ServerSettings
 from gpu_monitor.core.clock import Clock
@@ -32,6 +36,7 @@ _GRACE_SECONDS = 3
 """For requests that are under way when a stop is asked for; with the parts' own end it stays under 5 s."""
 _KEEP_ALIVE_SECONDS = 65
 """Longer than proxies keep idle connections (60 s), so that they never send into one that is closing."""
+_OPEN_FILES = 65_536
 _LARGEST_MESSAGE = 64 * 1024
 """Bytes of a WebSocket message from a client: subscriptions are small."""
 
@@ -42,6 +47,7 @@ def run_server(settings: ServerSettings, clock: Clock, say: Callable[[str], None
     `wants_link`: on loopback, one of them is a link that opens the pages once (no log may keep it).
     """
     _refuse_open(settings)
+    _raise_limits()
     url = parse_url(settings.database_url, settings.directory)
     listener = _listen(settings)
     with contextlib.closing(listener), contextlib.closing(open_store(url, alone=True)) as store:
@@ -50,6 +56,7 @@ def run_server(settings: ServerSettings, clock: Clock, say: Callable[[str], None
         state = build_state(settings, store, clock, address)
 
         def ready() -> None:
+            _settle_memory()
             say(f"gpu_monitor serves on {address} (database {store})")
             if wants_link and not settings.is_exposed:
                 say(f"open the pages as administrator, once: {address}/open?code={state.link.make()}")
@@ -111,6 +118,23 @@ def _listen(settings: ServerSettings) -> socket.socket:
             "Another program may have it: choose another one with --port.",
         ) from error
     return listener
+
+
+def _raise_limits() -> None:
+    """As many open connections as the system lets this process have, instead of the customary 1,024."""
+    if sys.platform == "win32":
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
+    if soft < wanted:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def _settle_memory() -> None:
+    """Set aside what was loaded at the start: it stays, and looking it through again for cycles costs requests time."""
+    gc.collect()
+    gc.freeze()
 
 
 def _configure(app: object, settings: ServerSettings) -> uvicorn.Config:

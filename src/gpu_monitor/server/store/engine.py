@@ -190,7 +190,13 @@ def _sqlite_engine(url: URL, cache_kib: int, size: int, *, query_only: bool, pre
         return connection
 
     return create_engine(
-        url, creator=connect, poolclass=QueuePool, pool_size=size, max_overflow=0, pool_timeout=_POOL_SECONDS
+        url,
+        creator=connect,
+        poolclass=QueuePool,
+        pool_size=size,
+        max_overflow=0,
+        pool_timeout=_POOL_SECONDS,
+        hide_parameters=True,
     )
 
 
@@ -216,7 +222,8 @@ def _bring_up_sqlite(store: Store, path: Path, alone: bool) -> None:
 
 def _open_postgresql(url: URL) -> Store:
     engine = create_engine(
-        _with_options(url), pool_size=_READERS, max_overflow=_READERS, pool_timeout=_POOL_SECONDS, pool_pre_ping=True
+        _with_options(url), pool_size=_READERS, max_overflow=_READERS, pool_timeout=_POOL_SECONDS, pool_pre_ping=True,
+        hide_parameters=True,
     )  # fmt: skip
     reading = engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
     store = Store(url, reading, engine)
