@@ -173,11 +173,15 @@ def idle(
     asked = _span(start, to, state.clock.now())
     with state.store.read() as connection:
         lines, excluded = idle_gpus(
-            connection, who, GpuFilter(node, contract, model), asked, include is not None
+            connection,
+            who,
+            GpuFilter(node, contract, model),
+            asked,
+            include is not None,
+            order == "held",
+            limit,
         )
-    by_held = order == "held"
-    lines.sort(key=lambda line: (-(line.tally.held if by_held else line.tally.idle), line.key))
-    items = [_idle(line) for line in lines[:limit]]
+    items = [_idle(line) for line in lines]
     whole = IdleAnswer(
         since=stamp(asked.since) or "",
         until=stamp(asked.until) or "",

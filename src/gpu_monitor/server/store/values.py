@@ -31,7 +31,7 @@ def part(whole: int | None, scale: float) -> int | float | None:
         return whole
     if scale < 1:
         return whole * round(1 / scale)
-    found, rest = divmod(whole, scale)
+    found, rest = divmod(whole, int(scale))
     return whole / scale if rest else found
 
 
