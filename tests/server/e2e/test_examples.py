@@ -16,6 +16,9 @@ from pathlib import Path
 
 import pytest
 
+import gpu_monitor.server
+from gpu_monitor.server import exposition
+from gpu_monitor.server.store.schema import LIVE_METRICS
 from tests.e2e.program import PROGRAM
 from tests.fakes.server import make_authority
 from tests.server.rig import PATIENCE, Answer, serving, serving_environment
@@ -207,3 +210,67 @@ def test_prometheus_reads_its_files(tmp_path: Path) -> None:
     assert checked.returncode == 0, checked.stderr
     rules = run(promtool, "check", "rules", tmp_path / "prometheus-rules.yml")
     assert rules.returncode == 0, rules.stderr
+
+
+SCENES = """
+rule_files: [prometheus-rules.yml]
+evaluation_interval: 1m
+tests:
+  - interval: 1m
+    input_series:
+      - series: 'up{job="gpu_monitor", instance="a"}'
+        values: '1x5 0x20'
+      - series: 'gpu_monitor_gpu_ok{uid="GPU-1", node="n", simulated="false"}'
+        values: '1x5 0x20'
+      - series: 'gpu_monitor_gpu_ok{uid="SIM-1", node="n", simulated="true"}'
+        values: '0x25'
+      - series: 'gpu_monitor_server_write_failures_total{instance="a", reason="full"}'
+        values: '0x5 1x20'
+    alert_rule_test:
+      - {alertname: GpuMonitorServerDown, eval_time: 8m, exp_alerts: []}
+      - alertname: GpuMonitorServerDown
+        eval_time: 12m
+        exp_alerts:
+          - exp_labels: {severity: critical, job: gpu_monitor, instance: a}
+            exp_annotations:
+              summary: the gpu_monitor server a does not answer
+              description: "Agents keep their hours meanwhile and deliver them later. See journalctl -u gpu-monitor-server."
+      - alertname: GpuNotOk
+        eval_time: 10m
+        exp_alerts:
+          - exp_labels: {severity: critical, uid: GPU-1, node: n, simulated: "false"}
+            exp_annotations:
+              summary: GPU GPU-1 of node n is lost, hung or asleep
+              description: GET /api/gaps?node=n tells the cause.
+      - {alertname: GpuMonitorServerCannotWrite, eval_time: 5m, exp_alerts: []}
+      - alertname: GpuMonitorServerCannotWrite
+        eval_time: 8m
+        exp_alerts:
+          - exp_labels: {severity: critical, instance: a, reason: full}
+            exp_annotations:
+              summary: a cannot write reports (full)
+              description: "Agents keep them and try again. Look at the disk, the database and the server's log."
+"""
+
+
+def test_the_rules_fire_when_they_should_and_not_else(tmp_path: Path) -> None:
+    promtool = program("promtool", "prometheus")
+    shutil.copy(EXAMPLES / "prometheus-rules.yml", tmp_path / "prometheus-rules.yml")
+    (tmp_path / "scenes.yml").write_text(SCENES, encoding="utf-8")
+    told = run(promtool, "test", "rules", tmp_path / "scenes.yml")
+    assert told.returncode == 0, told.stdout + told.stderr
+
+
+def test_the_rules_name_metrics_that_the_server_has() -> None:
+    server = Path(gpu_monitor.server.__file__).parent
+    source = "".join(path.read_text(encoding="utf-8") for path in server.rglob("*.py"))
+    rules = (EXAMPLES / "prometheus-rules.yml").read_text(encoding="utf-8")
+    names = set(re.findall(r"\bgpu_monitor_[a-z_]+(?=[{\[])", rules))
+    assert len(names) >= 8
+    gauges = {
+        f"gpu_monitor_{metric.name}_{exposition.UNITS[metric.unit]}"
+        for metric in LIVE_METRICS
+        if metric.unit in exposition.UNITS
+    }
+    own = {name.removeprefix("gpu_monitor_server_").removesuffix("_bucket") for name in names - gauges}
+    assert [name for name in own if f'"{name}"' not in source and f'{{OWN}}{name}"' not in source] == []
