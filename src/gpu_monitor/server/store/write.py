@@ -75,8 +75,8 @@ class Touched:
     """What a commit changed: `kind` as in the table of changes; the GPUs by their ordinals."""
 
     kind: str
-    agent: int
-    hour: int
+    agent: int | None
+    hour: int | None
     gpus: tuple[int, ...] = ()
 
 
@@ -99,6 +99,22 @@ class Written:
     answers: list[Answer | Refusal]
     live: list[Refusal | None]
     committed: Committed | None
+
+
+def append_changes(connection: Connection, touched: Sequence[Touched], now: float) -> Committed | None:
+    """Append to the changes, under the writers' lock (`Store.lock_sequence`); None where there is nothing.
+
+    The numbers only grow: after a quiet hour, when the table was pruned, they go on from the time in ms, which
+    is above them all as long as there are fewer than 1,000 changes a second on average.
+    """
+    if not touched:
+        return None
+    newest = connection.execute(select(func.max(changes.c.seq))).scalar()
+    if newest is None:
+        newest = int(now * 1000)
+    rows = [(newest + number, now, one.kind, one.agent, one.hour) for number, one in enumerate(touched, 1)]
+    rows_of(connection).insert(changes, _CHANGE, rows)
+    return Committed(newest + 1, newest + len(touched), tuple(touched))
 
 
 class GroupRecorder:
@@ -220,18 +236,7 @@ class _Group:
         for one in self.group:
             if one.early is not None:
                 self._settle_early(one)
-        committed = None
-        if self.touched:
-            newest = self.connection.execute(select(func.max(changes.c.seq))).scalar() or 0
-            self.rows.insert(
-                changes,
-                _CHANGE,
-                [
-                    (newest + number, self.now, one.kind, one.agent, one.hour)
-                    for number, one in enumerate(self.touched, 1)
-                ],
-            )
-            committed = Committed(newest + 1, newest + len(self.touched), tuple(self.touched))
+        committed = append_changes(self.connection, self.touched, self.now)
         return Written([self.answers[place] for place in range(len(self.group))], live, committed)
 
     # --- who may ------------------------------------------------------------------------------------------
