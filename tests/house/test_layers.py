@@ -28,7 +28,7 @@ HOMES = {
     "colorama": ["gpu_monitor.cli"],
     "fastapi": ["gpu_monitor.server"],
     "msgspec": [],
-    "psycopg": ["gpu_monitor.server.store"],
+    "psycopg": ["gpu_monitor.server"],
     "psutil": ["gpu_monitor.sources.host"],
     "pynvml": ["gpu_monitor.sources.gpu.nvml"],
     "pydantic": ["gpu_monitor.server.routes"],

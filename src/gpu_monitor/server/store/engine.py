@@ -141,6 +141,8 @@ def refuse_foreign(path: Path) -> None:
         raise StorageError(
             f"there is no folder {path.parent} for the database", "Make it, or correct DATABASE_URL."
         )
+    if path.is_dir():
+        raise StorageError(f"{path} is a folder", "Name a file in DATABASE_URL.")
     if not path.exists():
         return
     # Only through SQLite: closing another handle would drop the locks of a connection this process may have.
