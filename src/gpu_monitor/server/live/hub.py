@@ -38,15 +38,22 @@ _LOG = logging.getLogger("live")
 _T = TypeVar("_T")
 VIEWERS = 2_000
 """At most so many in one process: twice what the bar asks for."""
-TURN_SECONDS = 1.0
-BEAT_SECONDS = 5.0
-"""Where nothing changes, a message at least this often says so."""
-_LINGER_SECONDS = 60.0
-"""The picture is kept so long after the last viewer left: a page that is loaded again finds it."""
-_STUCK_SECONDS = 30.0
-"""A viewer that takes no message for so long is let go."""
 _AT_ONCE = 64
 """Viewers that are woken before other work gets its turn."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds. A message goes out at most every `turn`; where nothing changes, one every `beat` says so.
+
+    The picture is kept for `linger` after the last viewer left: a page that is loaded again finds it. A viewer
+    that takes no message for `stuck` is let go.
+    """
+
+    turn: float = 1.0
+    beat: float = 5.0
+    linger: float = 60.0
+    stuck: float = 30.0
 
 
 class TooMany(Exception):
@@ -125,8 +132,11 @@ class Viewer:
 class Hub:
     """The viewers of this process, and the picture that they see while there are any."""
 
-    def __init__(self, store: Store, clock: Clock, newest: Newest, watch: WatchList) -> None:
+    def __init__(
+        self, store: Store, clock: Clock, newest: Newest, watch: WatchList, pace: Pace | None = None
+    ) -> None:
         self._store, self._clock, self._newest, self._watch = store, clock, newest, watch
+        self._pace = pace or Pace()
         self._viewers: set[Viewer] = set()
         self._groups: dict[Subscription, _Group] = {}
         self._picture = Picture()
@@ -170,13 +180,18 @@ class Hub:
         """How many there are."""
         return len(self._viewers)
 
+    @property
+    def is_looking(self) -> bool:
+        """Whether the picture is kept up to date."""
+        return self._task is not None and not self._task.done()
+
     def join(self, contracts: frozenset[int] | None) -> Viewer:
         """A new viewer, who may see `contracts` (None: all); TooMany where there is no place."""
         if len(self._viewers) >= VIEWERS:
             raise TooMany(f"{VIEWERS} live pages are open on this server process")
         viewer = Viewer(self, contracts)
         self._viewers.add(viewer)
-        if self._task is None or self._task.done():
+        if not self.is_looking:
             self._task = self._loop.create_task(self._run())
         return viewer
 
@@ -310,21 +325,21 @@ class Hub:
                 left_at = None
             elif left_at is None:
                 left_at = self._loop.time()
-            elif self._loop.time() - left_at > _LINGER_SECONDS:
+            elif self._loop.time() - left_at > self._pace.linger:
                 break
             await self._take_turn()
-            await self._pause()
+            await self._rest()
         self._picture, self._mark = Picture(), None
         self._floor = self._turn + 1
         self._ready.clear()
 
-    async def _pause(self) -> None:
-        """Wait for news, a second at most; and, after a message, for a second at least."""
+    async def _rest(self) -> None:
+        """Wait for news, a turn at most; and, after a message, for a turn at least."""
         try:
-            await asyncio.wait_for(self._changed.wait(), TURN_SECONDS)
+            await asyncio.wait_for(self._changed.wait(), self._pace.turn)
         except asyncio.TimeoutError:
             self._changed.clear()
-        early = self._last_message + TURN_SECONDS - self._loop.time()
+        early = self._last_message + self._pace.turn - self._loop.time()
         if early > 0:
             await asyncio.sleep(early)
         self._changed.clear()
@@ -345,7 +360,7 @@ class Hub:
             self._mark = fresh.mark
             self._ready.set()
             self._look()
-        elif self._loop.time() - self._last_message >= BEAT_SECONDS and not self._is_failing:
+        elif self._loop.time() - self._last_message >= self._pace.beat and not self._is_failing:
             # While the database cannot be read nothing is said: a page sees that the signs of life have ended.
             self._turn += 1
         else:
@@ -372,7 +387,7 @@ class Hub:
     async def _wake_all(self) -> None:
         now = self._loop.time()
         for number, viewer in enumerate(list(self._viewers), 1):
-            if viewer.sending_since is not None and now - viewer.sending_since > _STUCK_SECONDS:
+            if viewer.sending_since is not None and now - viewer.sending_since > self._pace.stuck:
                 if viewer.let_go is not None:
                     viewer.let_go()
                 continue

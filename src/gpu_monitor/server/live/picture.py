@@ -8,15 +8,13 @@ from dataclasses import dataclass, field
 import msgspec
 
 from gpu_monitor.core.catalogue import BY_NAME, Metric, round_value
+from gpu_monitor.core.tally import HELD_BYTES, IDLE_BELOW
 from gpu_monitor.server.live.messages import Subscription
 from gpu_monitor.server.live.rows import GpuRow, NodeRow, Share
 from gpu_monitor.server.store.schema import scale_of
 
 _UTILIZATION, _POWER = BY_NAME["gpu_utilization"], BY_NAME["power_usage"]
-_IDLE_BELOW = 5 * scale_of(_UTILIZATION)
-"""Utilisation under 5 % is idle, here as in reports."""
-_HELD_FROM = 256 << 20
-"""Device memory in use from which an idle GPU counts as held, here as in reports."""
+_IDLE_WHOLE = IDLE_BELOW * scale_of(_UTILIZATION)
 
 
 @dataclass(slots=True)
@@ -144,26 +142,28 @@ class Totals:
     power_of: int = 0
     memory_used: int = 0
     memory_total: int = 0
+    memory_of: int = 0
 
     def add(self, share: Share, now: float) -> None:
         """Add a GPU; its values only where they count as now."""
         self.gpus += 1
-        self.gpus_failed += not share.is_ok
         if share.until < now:
             return
         self.gpus_now += 1
+        self.gpus_failed += not share.is_ok
         if share.utilization is not None:
             self.utilization += share.utilization
             self.utilization_of += 1
-            if share.utilization < _IDLE_BELOW:
+            if share.utilization < _IDLE_WHOLE:
                 self.gpus_idle += 1
-                self.gpus_held_idle += (share.memory_used or 0) >= _HELD_FROM
+                self.gpus_held_idle += (share.memory_used or 0) >= HELD_BYTES
         if share.power is not None:
             self.power += share.power
             self.power_of += 1
         if share.memory_used is not None and share.memory_total is not None:
             self.memory_used += share.memory_used
             self.memory_total += share.memory_total
+            self.memory_of += 1
 
     def join(self, other: Totals) -> None:
         """Add another fleet's totals."""
@@ -191,8 +191,8 @@ def fleet_body(totals: dict[tuple[int, bool], Totals], wanted: Subscription) -> 
             "gpus_held_idle": whole.gpus_held_idle,
             "gpu_utilization": _value(_UTILIZATION, whole.utilization, whole.utilization_of),
             "power_usage": _value(_POWER, whole.power, 1 if whole.power_of else 0),
-            "memory_used": whole.memory_used if whole.memory_total else None,
-            "memory_total": whole.memory_total or None,
+            "memory_used": whole.memory_used if whole.memory_of else None,
+            "memory_total": whole.memory_total if whole.memory_of else None,
             "simulated_gpus": simulated,
             "includes_simulated": wanted.simulated,
         }

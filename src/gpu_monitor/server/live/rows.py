@@ -9,8 +9,7 @@ from typing import Any
 import msgspec
 from sqlalchemy import Connection, Select, select
 
-from gpu_monitor.core.catalogue import Kind, round_value, throttle_names
-from gpu_monitor.core.times import format_time
+from gpu_monitor.server.store.freshness import seen_until, values_until
 from gpu_monitor.server.store.schema import (
     LIVE_METRICS,
     changes,
@@ -19,26 +18,11 @@ from gpu_monitor.server.store.schema import (
     gpus,
     latest,
     nodes,
-    scale_of,
 )
+from gpu_monitor.server.store.values import hour_stamp, identity_of, shower, stamp
 
-_LIVE_COUNTS = 180.0
-"""Seconds that a live value counts as now: three of the default interval; of longer ones, three of those."""
-_REPORT_COUNTS = 900.0
-"""Seconds beyond the next period's end that a report's means count: it is sent within five minutes of it."""
 _NAMED_AT_ONCE = 500
 """Agents in one IN list: SQLite takes 32,766 parameters, and a plan for a few hundred is soon made."""
-
-
-class _Shown(msgspec.Struct):
-    """Of a GPU's identity, what live pages show beside its uid."""
-
-    pci_bus_id: str | None = None
-    memory_total: int | None = None
-    index: int | None = None
-
-
-_identity = msgspec.json.Decoder(_Shown).decode
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +46,6 @@ class Share:
     is_simulated: bool
     is_ok: bool
     utilization: int | None
-    memory_utilization: int | None
     power: int | None
     memory_used: int | None
     memory_total: int | None
@@ -159,80 +142,66 @@ _GPUS = (
 
 
 def _node(row: Any, held: tuple[GpuRow, ...]) -> NodeRow:
-    until = _seen_until(row)
+    until = seen_until(
+        row["first_seen"],
+        row["last_report"],
+        row["last_live"],
+        row["period_seconds"],
+        row["interval_seconds"],
+    )
     body = {
         "id": row["uuid"],
         "hostname": row["hostname"],
         "contract_number": row["contract_number"],
         "simulated": row["simulated"],
+        "silent_after": stamp(until),
         "gpus": len(held),
+        "last_report": stamp(row["last_report"]),
+        "last_live": stamp(row["last_live"]),
+        "last_period": hour_stamp(row["last_hour"]),
+        "period_seconds": row["period_seconds"],
+        "collection_interval_seconds": row["interval_seconds"],
+        "skew_seconds": row["skew_seconds"],
+        "os": row["os"],
         "agent_version": row["agent_version"],
         "driver_version": row["driver_version"],
-        "last_report": _time(row["last_report"]),
-        "last_live": _time(row["last_live"]),
-        "silent_after": _time(until),
-        "skew_seconds": row["skew_seconds"],
     }
-    return NodeRow(
-        row["id"], row["uuid"], row["contract"], row["simulated"], until, msgspec.json.encode(body), held
-    )
+    encoded = msgspec.json.encode(body)
+    return NodeRow(row["id"], row["uuid"], row["contract"], row["simulated"], until, encoded, held)
 
 
-def _seen_until(row: Any) -> float:
-    """Until when a node that says nothing more is not silent yet."""
-    period = row["period_seconds"] or 3600
-    reported = row["last_report"] or row["first_seen"]
-    live = row["last_live"]
-    # One that has sent no live sample for a whole period no longer sends any.
-    if live is not None and live >= reported - period:
-        return float(live + _live_counts(row))
-    return float(reported + period + _REPORT_COUNTS)
-
-
-def _live_counts(node: Any) -> float:
-    return max(_LIVE_COUNTS, 3.0 * (node["interval_seconds"] or 0))
+_SHOWERS = [(metric.name, shower(metric)) for metric in LIVE_METRICS]
 
 
 def _gpu(row: Any, node: Any) -> GpuRow:
-    identity = _identity(row["identity"]) if row["identity"] is not None else _Shown()
+    """The names are those of the fleet's list; `silent_after` is until when the values count as now."""
+    identity = identity_of(row["identity"])
+    until = values_until(row["time"], row["live"], node["period_seconds"], node["interval_seconds"])
     body = {
-        "node": node["uuid"],
         "uid": row["uid"],
-        "source": row["source"],
-        "simulated": row["simulated"],
         "pci_bus_id": identity.pci_bus_id,
-        "index": identity.index,
         "name": row["name"],
         "memory_total": identity.memory_total,
+        **{name: show(row[name]) for name, show in _SHOWERS},
+        "index": identity.index,
+        "node": node["uuid"],
+        "hostname": node["hostname"],
+        "contract_number": node["contract_number"],
+        "source": row["source"],
+        "simulated": row["simulated"],
         "status": row["status"],
-        "time": _time(row["time"]),
+        "time": stamp(row["time"]),
         "live": row["live"],
+        "coverage": None if row["coverage"] is None else row["coverage"] / 10_000,
+        "silent_after": stamp(until) if until else None,
     }
-    for metric in LIVE_METRICS:
-        whole = row[metric.name]
-        if metric.kind is Kind.FLAGS:
-            body[metric.name] = None if whole is None else throttle_names(whole)
-        else:
-            body[metric.name] = None if whole is None else round_value(metric, whole / scale_of(metric))
-    return GpuRow(row["ordinal"], row["uid"], msgspec.json.encode(body), _share(row, node, identity))
-
-
-def _share(row: Any, node: Any, identity: _Shown) -> Share:
-    until = 0.0
-    if row["time"] is not None:
-        period = node["period_seconds"] or 3600
-        until = row["time"] + (_live_counts(node) if row["live"] else period + _REPORT_COUNTS)
-    return Share(
+    share = Share(
         until=until,
         is_simulated=row["simulated"],
-        is_ok=row["status"] in (None, "ok"),
+        is_ok=row["status"] == "ok",
         utilization=row["gpu_utilization"],
-        memory_utilization=row["memory_utilization"],
         power=row["power_usage"],
         memory_used=row["memory_used"],
         memory_total=identity.memory_total,
     )
-
-
-def _time(epoch: float | None) -> str | None:
-    return None if epoch is None else format_time(epoch)
+    return GpuRow(row["ordinal"], row["uid"], msgspec.json.encode(body), share)

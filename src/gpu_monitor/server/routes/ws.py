@@ -31,7 +31,7 @@ _TOO_BIG, _NOT_ALLOWED, _NOT_TEXT = 1009, 1008, 1003
 @router.websocket("/ws/live")
 @router.websocket("/ws/monitoring")
 async def live(socket: WebSocket) -> None:
-    """Send what the client asked for, as docs/server.md tells, until one of both ends it."""
+    """Send what the client asked for, as docs/live.md tells, until one of both ends it."""
     state: ServerState = socket.app.state.server
     try:
         principal = await _reader(socket, state)
