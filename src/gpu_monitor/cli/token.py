@@ -84,7 +84,7 @@ def _create(args: argparse.Namespace) -> int:
     is_named = args.database is not None or args.directory is not None
     with opened(args, may_make=is_named) as store, store.write() as connection:
         made = create_token(connection, grant, now)
-        detail = {"scopes": sorted(grant.scopes), "contract": grant.contract, "node": grant.node}
+        detail = {"scopes": sorted(grant.scopes), "contract_number": grant.contract, "node": grant.node}
         record(connection, now, actor(), "token.create", made.id, detail=detail)
     if args.json:
         expires = None if grant.expires is None else format_time(int(grant.expires))
@@ -178,7 +178,7 @@ def _record(row: TokenRow) -> dict[str, object]:
         for name in ("created", "expires", "revoked", "first_used", "last_used")
     }
     return {
-        "id": row.id, "name": row.name, "scopes": list(row.scopes), "contract": row.contract, "node": row.node,
+        "id": row.id, "name": row.name, "scopes": list(row.scopes), "contract_number": row.contract, "node": row.node,
         "enrol": row.enrol, "parent": row.parent, **times,
     }  # fmt: skip
 

@@ -122,7 +122,7 @@ def _grant(args: argparse.Namespace) -> int:
             take_role(connection, args.name, args.contract, args.project)
         else:
             grant_role(connection, args.name, args.contract, args.role, args.project)
-        detail = {"contract": args.contract, "project": args.project or None, "role": args.role}
+        detail = {"contract_number": args.contract, "project": args.project or None, "role": args.role}
         record(connection, now, actor(), "user.role", args.name, detail=detail)
     where = f"contract {args.contract}" + (f", project {args.project}" if args.project else "")
     print(f"user {args.name}: {args.role} in {where}")
@@ -138,7 +138,7 @@ def _list(args: argparse.Namespace) -> int:
                 "name": user.name, "admin": user.admin, "disabled": user.disabled,
                 "created": format_time(int(user.created)),
                 "memberships": [
-                    {"contract": one.contract, "project": one.project or None, "role": one.role}
+                    {"contract_number": one.contract, "project": one.project or None, "role": one.role}
                     for one in user.memberships
                 ],
             }

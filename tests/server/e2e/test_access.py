@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,15 @@ PASSWORD = "correct horse battery"
 
 
 @pytest.fixture
-def server(tmp_path: Path, database: str) -> object:
+def server(tmp_path: Path) -> Iterator[Server]:
+    """A server on SQLite; what differs by database is asked in test_access_books, too."""
+    with serving(tmp_path) as running:
+        yield running
+
+
+@pytest.fixture
+def either(tmp_path: Path, database: str) -> Iterator[Server]:
+    """A server on each of the databases."""
     with serving(tmp_path, database=database) as running:
         yield running
 
@@ -39,18 +48,19 @@ def login(server: Server, name: str, password: str = PASSWORD) -> tuple[dict[str
 def test_reading_is_open_on_loopback_and_writing_is_not(server: Server) -> None:
     me = server.ask("GET", "/api/session")
     assert (me.status, me.json["kind"], me.json["scopes"]) == (200, "anonymous", ["read"])
-    refused = server.ask("POST", "/api/tokens", {"contract": "12345"})
+    refused = server.ask("POST", "/api/tokens", {"contract_number": "12345"})
     assert refused.status == 403
     assert server.ask("GET", "/api/users").status == 401
     assert server.ask("GET", "/api/users").headers["www-authenticate"] == "Bearer"
 
 
-def test_a_new_token_counts_at_once_and_a_revoked_one_no_more_within_seconds(server: Server) -> None:
+def test_a_new_token_counts_at_once_and_a_revoked_one_no_more_within_seconds(either: Server) -> None:
+    server = either
     token = server.token("--scope", "admin", "--name", "ops")
     listed = server.ask("GET", "/api/tokens", token=token)
     assert listed.status == 200
     mine = next(one for one in listed.json["items"] if one["name"] == "ops")
-    assert (mine["scopes"], mine["contract"], mine["revoked"]) == (["admin"], None, None)
+    assert (mine["scopes"], mine["contract_number"], mine["revoked"]) == (["admin"], None, None)
     assert server.command("token", "revoke", mine["id"]).returncode == 0
     until(lambda: server.ask("GET", "/api/tokens", token=token).status == 401, "the token is refused", 5)
     assert server.command("token", "revoke", mine["id"]).returncode == 3
@@ -90,27 +100,28 @@ def test_an_expired_token_is_refused(server: Server) -> None:
     until(lambda: server.ask("GET", "/api/session", token=token).status == 401, "it expires", 10)
 
 
-def test_tokens_made_over_http_reach_no_further_than_who_makes_them(server: Server) -> None:
+def test_tokens_made_over_http_reach_no_further_than_who_makes_them(either: Server) -> None:
+    server = either
     add_user(server, "ada")
     assert server.command("user", "grant", "ada", "--contract", "12345", "--role", "admin").returncode == 0
     session, _ = login(server, "ada")
-    made = server.ask("POST", "/api/tokens", {"contract": "12345", "enrol": True}, headers=session)
+    made = server.ask("POST", "/api/tokens", {"contract_number": "12345", "enrol": True}, headers=session)
     assert made.status == 201, made.body
     assert len(made.json["token"]) == 47
     for beyond in (
-        {"contract": "99"},
-        {"contract": None, "scopes": ["read"]},
-        {"contract": "12345", "scopes": ["admin"]},
+        {"contract_number": "99"},
+        {"contract_number": None, "scopes": ["read"]},
+        {"contract_number": "12345", "scopes": ["admin"]},
     ):
         assert server.ask("POST", "/api/tokens", beyond, headers=session).status == 403, beyond
-    wrong = {"contract": "12345", "scopes": ["read"], "enrol": True}
+    wrong = {"contract_number": "12345", "scopes": ["read"], "enrol": True}
     assert server.ask("POST", "/api/tokens", wrong, headers=session).status == 422
     other = server.token("--contract", "777")
     theirs = json.loads(server.command("token", "list", "--json").stdout)
-    foreign = next(one["id"] for one in theirs if one["contract"] == "777")
+    foreign = next(one["id"] for one in theirs if one["contract_number"] == "777")
     assert server.ask("DELETE", f"/api/tokens/{foreign}", headers=session).status == 404
     shown = server.ask("GET", "/api/tokens", headers=session).json["items"]
-    assert [one["contract"] for one in shown] == ["12345"]
+    assert [one["contract_number"] for one in shown] == ["12345"]
     assert server.ask("DELETE", f"/api/tokens/{made.json['id']}", headers=session).status == 204
     assert server.ask("GET", "/api/session", token=made.json["token"]).status == 401
     assert other not in server.said
@@ -152,7 +163,8 @@ def test_answers_to_wrong_names_and_passwords_are_the_same_and_then_slow(server:
     login(server, "ada")
 
 
-def test_a_user_sees_the_contracts_granted_and_no_more_once_disabled(server: Server) -> None:
+def test_a_user_sees_the_contracts_granted_and_no_more_once_disabled(either: Server) -> None:
+    server = either
     add_user(server, "carl")
     session, me = login(server, "carl")
     assert (me["contracts"], me["roles"]) == ([], [])
@@ -169,7 +181,7 @@ def test_a_user_sees_the_contracts_granted_and_no_more_once_disabled(server: Ser
 
     until(lambda: contracts() == ["12345"], "the grant is heeded", 5)
     roles = server.ask("GET", "/api/session", headers=session).json["roles"]
-    assert {"contract": "777", "project": "vision", "role": "member"} in roles
+    assert {"contract_number": "777", "project": "vision", "role": "member"} in roles
     assert server.command("user", "disable", "carl").returncode == 0
     until(
         lambda: server.ask("GET", "/api/session", headers=session).json["kind"] == "anonymous",
@@ -208,13 +220,14 @@ def test_the_last_administrator_stays(server: Server) -> None:
     assert server.ask("GET", "/api/users", headers=session).status == 401
 
 
-def test_the_audit_log_tells_who_did_what_without_secrets(server: Server) -> None:
+def test_the_audit_log_tells_who_did_what_without_secrets(either: Server) -> None:
+    server = either
     add_user(server, "ada", "--admin")
     token = server.token("--contract", "12345", "--name", "rack 7")
     server.ask("POST", "/api/session", {"name": "ada", "password": "not the password"})
     session, _ = login(server, "ada")
     assert server.ask(
-        "PUT", "/api/users/ada/roles", {"contract": "12345", "role": "viewer"}, headers=session
+        "PUT", "/api/users/ada/roles", {"contract_number": "12345", "role": "viewer"}, headers=session
     ).status == 204  # fmt: skip
     log = server.ask("GET", "/api/audit", headers=session)
     deeds = [(one["actor"].partition(":")[0], one["action"], one["subject"]) for one in log.json["items"]]

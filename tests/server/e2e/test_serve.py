@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+from tests.e2e.waiting import until
+from tests.server.postgres import Cluster
 from tests.server.rig import serving
 
 
@@ -28,3 +31,57 @@ def test_another_name_is_refused(tmp_path: Path) -> None:
     with serving(tmp_path) as server:
         assert server.ask("GET", "/healthz", headers={"Host": "gpus.evil.example"}).status == 421
         assert server.ask("GET", "/healthz", headers={"Host": "localhost:1"}).status == 200
+
+
+def test_answers_bind_the_browser(tmp_path: Path) -> None:
+    with serving(tmp_path) as server:
+        for path in ("/", "/docs", "/healthz", "/nothing/here"):
+            headers = server.ask("GET", path).headers
+            policy = dict(part.split(None, 1) for part in headers["content-security-policy"].split("; "))
+            assert policy["default-src"] == "'none'"
+            assert policy["frame-ancestors"] == "'none'"
+            assert policy["script-src"] == "'self'"
+            assert "unsafe" not in headers["content-security-policy"]
+            assert (headers["x-content-type-options"], headers["x-frame-options"]) == ("nosniff", "DENY")
+            assert headers["referrer-policy"] == "no-referrer"
+            assert "server" not in headers
+            assert "strict-transport-security" not in headers, "in clear it means nothing"
+
+
+def test_settings_come_from_the_file_in_the_directory(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/.env").write_text("DATABASE_URL=sqlite:///fleet.db\nLOG_FORMAT=json\n")
+    with serving(tmp_path, "--directory", str(tmp_path / "data"), DATABASE_URL="") as server:
+        assert str(tmp_path / "data/fleet.db") in server.said
+        assert server.stop() == 0
+        assert server.ended.wait(10)
+        lines = [json.loads(line) for line in server.lines if line.startswith("{")]
+        assert [line["message"] for line in lines if line["component"] == "server"] == ["stopping (SIGTERM)"]
+    assert (tmp_path / "data/fleet.db").exists()
+
+
+def test_ready_tells_what_it_looked_at(tmp_path: Path) -> None:
+    with serving(tmp_path) as server:
+        answer = server.ask("GET", "/readyz")
+        assert answer.status == 200
+        assert answer.json == {
+            "ready": True,
+            "checks": {"clock": None, "database": None, "disk": None, "writer": None},
+        }
+
+
+def test_it_is_not_ready_while_its_database_is_away(tmp_path: Path, cluster: Cluster) -> None:
+    url = cluster.create()
+    with serving(tmp_path, database=url) as server:
+        assert server.ask("GET", "/readyz").status == 200
+        cluster.stop()
+        try:
+            until(lambda: server.ask("GET", "/readyz").status == 503, "it is not ready")
+            answer = server.ask("GET", "/readyz").json
+            assert answer["ready"] is False
+            assert answer["checks"]["database"] is not None
+            assert server.ask("GET", "/healthz").status == 200
+        finally:
+            cluster.start()
+        until(lambda: server.ask("GET", "/readyz").status == 200, "it is ready again")
+    cluster.drop(url)

@@ -36,7 +36,7 @@ class Login(BaseModel):
 class Role(BaseModel):
     """A role in a contract, or in one project of it."""
 
-    contract: str
+    contract_number: str
     project: str | None = Field(description="null: the whole contract")
     role: str
 
@@ -209,7 +209,7 @@ def _me(state: ServerState, principal: Principal) -> Me:
         if principal.contracts is None
         else sorted(numbers[one] for one in principal.contracts if one in numbers),
         roles=[
-            Role(contract=numbers[one], project=project or None, role=role)
+            Role(contract_number=numbers[one], project=project or None, role=role)
             for one, project, role in principal.roles
             if one in numbers
         ],

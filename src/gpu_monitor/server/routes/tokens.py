@@ -38,7 +38,7 @@ class Token(BaseModel):
     id: str
     name: str | None
     scopes: list[str]
-    contract: str | None = Field(description="null: every contract")
+    contract_number: str | None = Field(description="null: every contract")
     node: str | None = Field(description="the one node whose rows it writes")
     enrol: bool = Field(description="a new node that shows it gets a token of its own")
     parent: str | None = Field(description="the token through which a node enrolled")
@@ -60,7 +60,9 @@ class Wanted(BaseModel):
     """What a new token is for."""
 
     scopes: Annotated[list[str], Field(min_length=1, max_length=len(SCOPES))] = ["report:write"]
-    contract: Annotated[str | None, Field(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f]+$")] = None
+    contract_number: Annotated[
+        str | None, Field(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f]+$")
+    ] = None
     node: UUID | None = None
     enrol: bool = False
     expires_seconds: Annotated[float | None, Field(gt=0, le=3.2e9)] = None
@@ -95,7 +97,7 @@ async def make(state: State, asker: Asker, request: Request, wanted: Wanted) -> 
     _refuse_other(asker)
     expires = None if wanted.expires_seconds is None else state.clock.now() + wanted.expires_seconds
     node = None if wanted.node is None else str(wanted.node)
-    grant = Grant(frozenset(wanted.scopes), wanted.contract, node, wanted.enrol, expires, wanted.name)
+    grant = Grant(frozenset(wanted.scopes), wanted.contract_number, node, wanted.enrol, expires, wanted.name)
     try:
         check_grant(grant)
     except UsageError as error:
@@ -136,7 +138,7 @@ def _make(state: ServerState, asker: Principal, grant: Grant, address: str) -> N
             asker, grant, None if grant.contract is None else find_contract(connection, grant.contract)
         )
         made = create_token(connection, grant, now)
-        detail = {"scopes": sorted(grant.scopes), "contract": grant.contract, "node": grant.node}
+        detail = {"scopes": sorted(grant.scopes), "contract_number": grant.contract, "node": grant.node}
         record(connection, now, asker.name, "token.create", made.id, address, detail)
     return made
 
@@ -170,7 +172,7 @@ def _token(row: TokenRow) -> Token:
         id=row.id,
         name=row.name,
         scopes=list(row.scopes),
-        contract=row.contract,
+        contract_number=row.contract,
         node=row.node,
         enrol=row.enrol,
         parent=row.parent,

@@ -31,7 +31,7 @@ Project = Annotated[str | None, Field(max_length=100, pattern=r"^[^\x00-\x1f]*$"
 class Membership(BaseModel):
     """A role in a contract, or in one project of it."""
 
-    contract: str
+    contract_number: str
     project: str | None = Field(description="null: the whole contract")
     role: str
 
@@ -72,7 +72,7 @@ class Change(BaseModel):
 class Grant(BaseModel):
     """A role to be given; null takes it away."""
 
-    contract: Contract
+    contract_number: Contract
     project: Project = None
     role: Literal["viewer", "member", "admin"] | None
 
@@ -111,7 +111,7 @@ async def users(state: State, admin: Admin) -> Users:
                     disabled=user.disabled,
                     created=format_time(int(user.created)),
                     memberships=[
-                        Membership(contract=one.contract, project=one.project or None, role=one.role)
+                        Membership(contract_number=one.contract, project=one.project or None, role=one.role)
                         for one in user.memberships
                     ],
                 )
@@ -162,9 +162,9 @@ async def give(state: State, admin: Admin, request: Request, name: str, wanted: 
 
     def work(connection: Connection) -> None:
         if wanted.role is None:
-            take_role(connection, name, wanted.contract, project)
+            take_role(connection, name, wanted.contract_number, project)
         else:
-            grant_role(connection, name, wanted.contract, wanted.role, project)
+            grant_role(connection, name, wanted.contract_number, wanted.role, project)
 
     await _do(state, request, admin, "user.role", name, work, wanted.model_dump())
     state.sessions.forget()
