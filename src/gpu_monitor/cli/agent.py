@@ -125,10 +125,16 @@ def _signals(
 ) -> Iterator[None]:
     """SIGTERM and SIGINT stop, SIGHUP reads the configuration again; what was there before comes back after."""
 
+    asked: list[int] = []
+
     def end(number: int, _frame: object) -> None:
+        if asked:
+            return
+        asked.append(number)
         _LOG.info("stopping (%s)", signal.Signals(number).name)
         assembly.stopping()
-        stop.set()
+        # In a thread of its own: an event's lock is not reentrant, and its holder may be what was interrupted.
+        threading.Thread(target=stop.set, name="stop").start()
 
     def reload(_number: int, _frame: object) -> None:
         nonlocal loaded
