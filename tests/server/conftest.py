@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from gpu_monitor.server.store import migrate
 from gpu_monitor.server.store.engine import Store, open_store
+from gpu_monitor.server.store.migrate import REVISIONS, SCRIPTS
 from tests.server.postgres import WHY_NOT, Cluster, running_cluster
 
 
@@ -77,3 +79,22 @@ def store(database: str) -> Iterator[Store]:
     opened = open_store(database)
     yield opened
     opened.close()
+
+
+@pytest.fixture
+def newer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A program that knows one more version, with one more table."""
+    scripts = tmp_path / "scripts"
+    (scripts / "versions").mkdir(parents=True)
+    for path in (SCRIPTS / "versions").glob("r*.py"):
+        (scripts / "versions" / path.name).write_bytes(path.read_bytes())
+    (scripts / "versions" / "r9000_more.py").write_text(
+        "import sqlalchemy as sa\nfrom alembic import op\n"
+        f"revision, down_revision = '9000', {REVISIONS[-1]!r}\n"
+        "def upgrade():\n"
+        "    op.create_table('more', sa.Column('id', sa.Integer, primary_key=True))\n"
+        "    op.add_column('nodes', sa.Column('rack', sa.Text))\n"
+    )
+    monkeypatch.setattr(migrate, "SCRIPTS", scripts)
+    monkeypatch.setattr(migrate, "REVISIONS", (*REVISIONS, "9000"))
+    return scripts

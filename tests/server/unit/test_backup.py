@@ -9,12 +9,14 @@ import threading
 from pathlib import Path
 
 import pytest
-from sqlalchemy import insert, select, update
+from sqlalchemy import insert, select, text, update
 
 from gpu_monitor.core.errors import StorageBusy, StorageCorrupt, StorageError, StorageForeign
+from gpu_monitor.server.store import migrate
 from gpu_monitor.server.store.backup import back_up, restore_postgresql, restore_sqlite, verify_copy
 from gpu_monitor.server.store.check import check
 from gpu_monitor.server.store.engine import Store, open_store
+from gpu_monitor.server.store.migrate import VERSIONS
 from gpu_monitor.server.store.postgres_tools import restore_dump
 from gpu_monitor.server.store.schema import aggregates, contracts, receipts
 from gpu_monitor.server.store.url import parse_url
@@ -229,3 +231,42 @@ def test_a_restore_that_fails_changes_nothing(filled: Store, database: str, tmp_
     report = check(store.read, CLOCK)
     assert (report.receipts, report.count) == (5, 0)
     store.close()
+
+
+def set_version(store: Store, version: str) -> None:
+    with store.write() as connection:
+        connection.execute(text(f"UPDATE {VERSIONS} SET version_num = :version"), {"version": version})
+
+
+def test_a_copy_of_a_newer_version_is_refused(filled: Store, database: str, tmp_path: Path) -> None:
+    target = tmp_path / "week.backup"
+    set_version(filled, "9999")
+    back_up_unseen = pytest.MonkeyPatch()
+    with back_up_unseen.context() as newer:
+        newer.setattr(migrate, "REVISIONS", (*migrate.REVISIONS, "9999"))
+        back_up(filled, target, CLOCK, quiet)
+    set_version(filled, migrate.REVISIONS[-1])
+    filled.close()
+    with pytest.raises(StorageForeign, match="version 9999"):
+        restore(database, target)
+    store = open_store(database)
+    assert count(store, receipts) == 5
+    store.close()
+
+
+def test_a_copy_of_an_older_version_comes_back_and_up(
+    filled: Store, database: str, tmp_path: Path, newer: Path
+) -> None:
+    target = tmp_path / "week.backup"
+    back_up_older = pytest.MonkeyPatch()
+    with back_up_older.context() as older:
+        older.setattr(migrate, "REVISIONS", migrate.REVISIONS[:-1])
+        back_up(filled, target, CLOCK, quiet)
+    filled.close()
+    restore(database, target)
+    store = open_store(database)
+    assert check(store.read, CLOCK).receipts == 5
+    with store.read() as connection:
+        assert connection.execute(text("SELECT rack FROM nodes")).fetchall() == [(None,)]
+    store.close()
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("week.backup.")] == []

@@ -204,6 +204,10 @@ def test_a_second_server_on_a_file_names_the_first(sqlite_template: Path, tmp_pa
 
 def test_sqlite_is_durable_and_small(tmp_path: Path) -> None:
     store = open_store(f"sqlite:///{tmp_path / 'server.db'}")
+    if os.name != "nt":
+        assert {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {
+            "server.db": 0o600, "server.db-wal": 0o600, "server.db-shm": 0o600,
+        }  # fmt: skip
     names = (
         "journal_mode",
         "synchronous",

@@ -141,25 +141,6 @@ def test_tables_of_others_are_left_untouched(empty_database: str, tmp_path: Path
         open_store(empty_database).close()
 
 
-@pytest.fixture
-def newer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A program that knows one more version, with one more table."""
-    scripts = tmp_path / "scripts"
-    (scripts / "versions").mkdir(parents=True)
-    for path in (SCRIPTS / "versions").glob("r*.py"):
-        (scripts / "versions" / path.name).write_bytes(path.read_bytes())
-    (scripts / "versions" / "r9000_more.py").write_text(
-        "import sqlalchemy as sa\nfrom alembic import op\n"
-        f"revision, down_revision = '9000', {REVISIONS[-1]!r}\n"
-        "def upgrade():\n"
-        "    op.create_table('more', sa.Column('id', sa.Integer, primary_key=True))\n"
-        "    op.add_column('nodes', sa.Column('rack', sa.Text))\n"
-    )
-    monkeypatch.setattr(migrate, "SCRIPTS", scripts)
-    monkeypatch.setattr(migrate, "REVISIONS", (*REVISIONS, "9000"))
-    return scripts
-
-
 def test_an_older_version_is_brought_up(database: str, newer: Path) -> None:
     store = open_store(database)
     with store.read() as connection:

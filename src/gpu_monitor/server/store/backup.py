@@ -10,6 +10,7 @@ import contextlib
 import os
 import shutil
 import sqlite3
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +22,12 @@ from gpu_monitor.core.clock import Clock
 from gpu_monitor.core.errors import StorageBusy, StorageCorrupt, StorageError, StorageForeign, StorageFull
 from gpu_monitor.core.times import format_time
 from gpu_monitor.server.store.check import CheckReport, check
-from gpu_monitor.server.store.engine import Store, looking_engine, open_store
+from gpu_monitor.server.store.engine import Store, looking_engine, open_store, postgresql_engine
 from gpu_monitor.server.store.faults import sqlite_fault, told
 from gpu_monitor.server.store.lock import ServerLock
-from gpu_monitor.server.store.migrate import stored_version
-from gpu_monitor.server.store.postgres_tools import dump, is_dump, read_through, restore_dump
+from gpu_monitor.server.store.migrate import is_current, refuse_unknown, stored_version
+from gpu_monitor.server.store.postgres_tools import dump, dumped_version, is_dump, read_through, restore_dump
+from gpu_monitor.server.store.url import shown
 
 Progress = Callable[[str, int, int], None]
 """What is done, how far, of how much."""
@@ -96,21 +98,31 @@ def _copy_sqlite(store: Store, part: Path, clock: Clock, progress: Progress) -> 
 
 
 def verify_file(path: Path, clock: Clock, progress: Progress) -> CheckReport:
-    """Check a copy of a SQLite database, changing nothing."""
+    """Check a copy of a SQLite database, changing nothing; one with older tables in a second copy beside it."""
 
     @contextlib.contextmanager
     def read() -> Iterator[Connection]:
         with told(engine.url), engine.connect() as connection:
             yield connection
 
+    def tell(done: int, total: int) -> None:
+        progress("checked", done, total)
+
     engine = looking_engine(path)
     try:
         with read() as connection:
-            if stored_version(connection, str(path)) is None:
-                raise StorageForeign(f"{path} holds no server's database", "Name another file.")
-        return check(read, clock, lambda done, total: progress("checked", done, total))
+            version = stored_version(connection, str(path))
+        if version is None:
+            raise StorageForeign(f"{path} holds no server's database", "Name another file.")
+        if is_current(version):
+            return check(read, clock, tell)
     finally:
         engine.dispose()
+    with tempfile.TemporaryDirectory(prefix=f"{path.name}.", dir=path.parent) as folder:
+        newer = Path(folder) / path.name
+        shutil.copyfile(path, newer)
+        with contextlib.closing(open_store(URL.create("sqlite+pysqlite", database=str(newer)))) as store:
+            return check(store.read, clock, tell)
 
 
 def _copy_postgresql(store: Store, part: Path, clock: Clock, progress: Progress) -> CheckReport:
@@ -145,6 +157,7 @@ def verify_copy(url: URL, source: Path, clock: Clock, progress: Progress) -> Che
             "Name a database of the copy's own kind with --database.",
         )
     if kind == "postgresql":
+        refuse_unknown(dumped_version(source), str(source))
         read_through(source)
         return None
     report = verify_file(source, clock, progress)
@@ -219,20 +232,28 @@ def _in_use(target: Path) -> StorageBusy:
     return StorageBusy(f"another program has {target} open", "End it, then restore again.")
 
 
+_OTHERS = text(
+    "SELECT pid FROM pg_stat_activity WHERE datname = current_database()"
+    " AND application_name = 'gpu_monitor' AND pid <> pg_backend_pid()"
+)
+
+
 def restore_postgresql(url: URL, source: Path, clock: Clock, progress: Progress) -> CheckReport:
     """Replace everything in the database by the dump, in one transaction, then check it.
 
     StorageBusy where a server is connected to it.
     """
-    with contextlib.closing(open_store(url)) as store, store.read() as connection:
-        others = connection.execute(
-            text("SELECT pid FROM pg_stat_activity WHERE datname = current_database()"
-                 " AND application_name = 'gpu_monitor' AND pid <> pg_backend_pid()")
-        ).scalars().all()  # fmt: skip
-        if others:
-            raise StorageBusy(
-                f"{store} is in use by a server ({len(others)} connections)", "Stop every server first."
-            )
+    engine = postgresql_engine(url)
+    try:
+        with told(url), engine.connect() as connection:
+            stored_version(connection, shown(url))
+            others = connection.execute(_OTHERS).scalars().all()
+    finally:
+        engine.dispose()
+    if others:
+        raise StorageBusy(
+            f"{shown(url)} is in use by a server ({len(others)} connections)", "Stop every server first."
+        )
     restore_dump(url, source)
     with contextlib.closing(open_store(url)) as store:
         report = check(store.read, clock, lambda done, total: progress("checked", done, total))

@@ -33,7 +33,8 @@ Key = tuple[int, int]
 """Hour and agent."""
 
 _BATCH = 500
-"""Receipts at once: some 4,000 rows of GPUs, 4 MB."""
+_ROWS = 5000
+"""Receipts and GPU rows at once: some 5 MB. A report may have 4,096 rows."""
 _FACTS = 5000
 _TOLD = 1000
 """Differences that are kept to be told; all are counted."""
@@ -88,8 +89,7 @@ def check(read: Read, clock: Clock, progress: Progress | None = None) -> CheckRe
         with read() as connection:
             connection.execute(select(receipts.c.id).limit(1)).first()  # the snapshot is of now
             after = max(after, (oldest_hour(clock.now()) - 1, _MOST))
-            batch = _receipts_after(connection, after)
-            is_last = len(batch) < _BATCH
+            batch, is_last = _receipts_after(connection, after)
             upto = (_MOST, _MOST) if is_last else (batch[-1].hour, batch[-1].agent)
             report.add(_compare(connection, batch, after, upto, report))
         report.receipts += len(batch)
@@ -126,16 +126,23 @@ def _facts(read: Read) -> Iterator[Difference]:
         after = found[-1].id
 
 
-def _receipts_after(connection: Connection, after: Key) -> Sequence[Any]:
+def _receipts_after(connection: Connection, after: Key) -> tuple[Sequence[Any], bool]:
+    """The next receipts, as many as are compared at once, and whether no more come after them."""
     hour, agent = after
     held = receipts.c
-    return connection.execute(
+    found = connection.execute(
         select(held.hour, held.agent, held.rows, held.row_digest, nodes.c.uuid)
         .join(nodes, nodes.c.id == held.agent)
         .where(held.hour >= hour, or_(held.hour > hour, held.agent > agent))
         .order_by(held.hour, held.agent)
         .limit(_BATCH)
     ).fetchall()
+    rows = 0
+    for number, receipt in enumerate(found, 1):
+        rows += receipt.rows
+        if rows >= _ROWS:
+            return found[:number], False
+    return found, len(found) < _BATCH
 
 
 def _between(table: Table, after: Key, upto: Key) -> ColumnElement[bool]:
@@ -172,7 +179,7 @@ def _compare(
 ) -> Iterator[Difference]:
     """What differs between `after` and `upto`."""
     parts: dict[Key, list[GpuPart]] = defaultdict(list)
-    for row in connection.execute(_GPU_ROWS.where(_between(aggregates, after, upto))):
+    for row in connection.execute(_GPU_ROWS.where(_between(aggregates, after, upto))).fetchall():
         parts[row[0], row[1]].append(GpuPart(row[2], row[3], row[4] or b"", row[5] or b"", row[6], row[7:]))
     others = [_rows_by_key(connection, table, columns, after, upto) for table, columns in _OTHERS]
     report.rows += sum(len(rows) for group in (parts, *others) for rows in group.values())
@@ -201,7 +208,7 @@ def _rows_by_key(
     else:
         asked = asked.where(_between(table, after, upto))
     found: dict[Key, list[Any]] = defaultdict(list)
-    for row in connection.execute(asked):
+    for row in connection.execute(asked).fetchall():
         found[row[0], row[1]].append(row[2:])
     return found
 

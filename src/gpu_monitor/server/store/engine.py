@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator
@@ -121,6 +122,7 @@ def open_store(url: str | URL, *, alone: bool = False) -> Store:
 def _open_sqlite(url: URL, alone: bool) -> Store:
     path = Path(str(url.database))
     refuse_foreign(path)
+    _make_private(path)
     lock = ServerLock(path) if alone else None
     if lock is not None:
         lock.acquire()
@@ -133,6 +135,19 @@ def _open_sqlite(url: URL, alone: bool) -> Store:
         store.close()
         raise
     return store
+
+
+def _make_private(path: Path) -> None:
+    """A new file is for its owner alone: it holds password hashes and addresses with secrets in them."""
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+    except FileExistsError:
+        return
+    except OSError as error:
+        raise StorageError(
+            f"cannot make {path}: {error.strerror}",
+            "Its folder must be writable by the user who runs the server, on a disk with room.",
+        ) from error
 
 
 def refuse_foreign(path: Path) -> None:
@@ -223,10 +238,7 @@ def _bring_up_sqlite(store: Store, path: Path, alone: bool) -> None:
 
 
 def _open_postgresql(url: URL) -> Store:
-    engine = create_engine(
-        _with_options(url), pool_size=_READERS, max_overflow=_READERS, pool_timeout=_POOL_SECONDS, pool_pre_ping=True,
-        hide_parameters=True,
-    )  # fmt: skip
+    engine = postgresql_engine(url)
     reading = engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
     store = Store(url, reading, engine)
     try:
@@ -237,6 +249,14 @@ def _open_postgresql(url: URL) -> Store:
         store.close()
         raise
     return store
+
+
+def postgresql_engine(url: URL) -> Engine:
+    """Connections to the database as it is: nothing is made, migrated or looked at yet."""
+    return create_engine(
+        _with_options(url), pool_size=_READERS, max_overflow=_READERS, pool_timeout=_POOL_SECONDS, pool_pre_ping=True,
+        hide_parameters=True,
+    )  # fmt: skip
 
 
 def _with_options(url: URL) -> URL:

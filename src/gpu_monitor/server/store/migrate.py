@@ -37,12 +37,17 @@ def stored_version(connection: Connection, name: str) -> str | None:
             )
         return None
     version = connection.execute(text(f"SELECT version_num FROM {VERSIONS}")).scalar_one_or_none()
+    refuse_unknown(version, name)
+    return str(version) if version is not None else None
+
+
+def refuse_unknown(version: str | None, name: str) -> None:
+    """StorageForeign where tables are of a version that this program does not know."""
     if version is not None and version not in REVISIONS:
         raise StorageForeign(
             f"{name} has tables of version {version}; this program knows them up to {REVISIONS[-1]}",
             "It was left untouched. Run the newer gpu_monitor that made them, or restore a copy from before.",
         )
-    return str(version) if version is not None else None
 
 
 def bring_up(connection: Connection) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from sqlalchemy.engine import URL
 
-from gpu_monitor.core.errors import StorageCorrupt, StorageError
+from gpu_monitor.core.errors import StorageCorrupt, StorageError, StorageForeign
 from gpu_monitor.server.store.migrate import VERSIONS
 from gpu_monitor.server.store.schema import metadata
 
@@ -57,6 +58,18 @@ def read_through(source: Path) -> None:
     )
     if done.returncode:
         raise StorageCorrupt(f"{source} is damaged: {_last(done.stderr)}", "Take another copy.")
+
+
+def dumped_version(source: Path) -> str:
+    """The version of the tables in a dump; StorageForeign where it is of another program."""
+    words = [_tool("pg_restore"), "--file=-", "--data-only", f"--table={VERSIONS}", str(source)]
+    done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise StorageCorrupt(f"{source} is damaged: {_last(done.stderr)}", "Take another copy.")
+    found = re.search(rf"^COPY \S*{VERSIONS} .*\n(\S+)\n", done.stdout, re.MULTILINE)
+    if found is None:
+        raise StorageForeign(f"{source} holds no server's database", "Name another file.")
+    return found[1]
 
 
 def restore_dump(url: URL, source: Path) -> None:
