@@ -231,6 +231,10 @@ def test_the_thread_makes_room_ahead_and_prunes(store: Store) -> None:
     assert clock.reached.wait(30)
     keeper.stop()
     assert count(store, receipts) == 0
+    if store.dialect == "sqlite":
+        with store.read() as connection:
+            known = connection.exec_driver_sql("SELECT DISTINCT tbl FROM sqlite_stat1").scalars().all()
+        assert "nodes" in known
     if store.dialect == "postgresql":
         with store.read() as connection:
             days = [part.start for part in partitions_held(connection, SAMPLES)]

@@ -80,7 +80,7 @@ class Retention:
         self._store, self._clock = store, clock
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="retention", daemon=True)
-        self._optimized = clock.monotonic()
+        self._optimized = float("-inf")
 
     def start(self) -> None:
         """Begin."""
@@ -141,7 +141,7 @@ def optimize(store: Store) -> None:
     if store.dialect == "sqlite":
         with store.write() as connection:
             connection.exec_driver_sql("PRAGMA analysis_limit=1000")
-            connection.exec_driver_sql("PRAGMA optimize")
+            connection.exec_driver_sql("ANALYZE")
 
 
 def _by_batches(store: Store, rule: Rule, limit: float, stop: threading.Event | None) -> int:
