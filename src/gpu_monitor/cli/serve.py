@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Any, Literal
 
 from gpu_monitor.cli.logs import set_up
 from gpu_monitor.cli.options import Formatter
+from gpu_monitor.config.load import service_environment
 from gpu_monitor.config.model import Logging
 from gpu_monitor.config.server import ServerSettings, load_server
 from gpu_monitor.core.clock import SystemClock
-from gpu_monitor.server.run import run_server
+from gpu_monitor.server.run import Starter, run_server
+from gpu_monitor.service.notify import Notifier
 
 EXAMPLES = """examples:
   gpu_monitor serve      SQLite in this folder, on loopback, port 8000
@@ -54,12 +57,14 @@ def run(args: argparse.Namespace) -> int:
     set_up(Logging(level=settings.log_level, format=form, file=None), None, args.log_level, is_loud)
     for library in ("uvicorn.error", "alembic", "apprise"):
         logging.getLogger(library).setLevel(logging.WARNING)
-    return run_server(
-        settings,
-        SystemClock(),
-        lambda line: print(line, file=sys.stderr, flush=True),
+    notifier = Notifier.from_environment(service_environment(), os.getpid())
+    starter = Starter(
+        say=lambda line: print(line, file=sys.stderr, flush=True),
+        ready=notifier.ready,
+        stopping=notifier.stopping,
         wants_link=sys.stderr.isatty(),
     )
+    return run_server(settings, SystemClock(), starter)
 
 
 def server_settings(args: argparse.Namespace) -> ServerSettings:

@@ -91,7 +91,8 @@ async def _invalid(_request: Request, error: Exception) -> Response:
 async def _storage(request: Request, error: Exception) -> Response:
     """What the database's trouble means for who asks: later (503), or no room (507)."""
     assert isinstance(error, StorageError)
-    _LOG.error("%s %s: %s", request.method, request.url.path, error.message)
+    level = logging.WARNING if isinstance(error, StorageBusy) else logging.CRITICAL
+    _LOG.log(level, "%s %s: %s", request.method, request.url.path, error.message)
     if isinstance(error, StorageFull):
         return problem_response(
             Problem(507, "No room", "The disk of the database is full; nothing was stored.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,8 +17,12 @@ from gpu_monitor.core.errors import StorageError
 from gpu_monitor.server.store.engine import Store
 from gpu_monitor.server.store.schema import changes
 
+_LOG = logging.getLogger("server")
 LEAST_FREE = 64 << 20
 """Bytes free on the disk of a SQLite database; below it a busy hour of a fleet may fill it."""
+NEARLY_FULL = 1 << 30
+"""Bytes free below which the log warns: weeks of a large fleet's hours, or minutes of a careless copy."""
+_WATCH_SECONDS = 60.0
 _PATIENCE_SECONDS = 3.0
 """Load balancers give up after about five."""
 _FRESH_SECONDS = 2.0
@@ -49,6 +54,7 @@ class Readiness:
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="readiness")
         self._running: asyncio.Future[Report] | None = None
         self._last: tuple[float, Report] | None = None
+        self._watching: asyncio.Task[None] | None = None
 
     def add(self, name: str, look: Look) -> None:
         """Look at this, too; it must answer at once."""
@@ -68,11 +74,27 @@ class Readiness:
         return self._last[1]
 
     def start(self) -> None:
-        """Nothing is looked at before somebody asks."""
+        """Also look once a minute, and say in the log what has changed."""
+        self._watching = asyncio.get_running_loop().create_task(self._watch())
 
     def stop(self) -> None:
         """Look at nothing any more."""
+        if self._watching is not None:
+            self._watching.cancel()
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _watch(self) -> None:
+        said: dict[str, str | None] = {}
+        while True:
+            await asyncio.sleep(_WATCH_SECONDS)
+            found = (await self.report()).found
+            for name in [name for name, trouble in found.items() if trouble and not said.get(name)]:
+                _LOG.critical("the server cannot do its work: %s: %s", name, found[name])
+            for name in [name for name in said if said[name] and not found.get(name, said[name])]:
+                _LOG.info("%s is well again", name)
+            if not found.get("disk") and self._is_nearly_full():
+                _LOG.warning("the disk of %s has less than %d MiB left", self._store, NEARLY_FULL >> 20)
+            said = {**said, **found}
 
     def _look(self) -> Report:
         found: dict[str, str | None] = {}
@@ -113,10 +135,23 @@ class Readiness:
 
     def _disk_trouble(self) -> str | None:
         """What is wrong with the disk of a SQLite file; that of PostgreSQL is not ours to see."""
-        if self._store.dialect != "sqlite":
-            return None
         try:
-            free = shutil.disk_usage(Path(str(self._store.url.database)).parent).free
+            free = self._free()
         except OSError as error:
             return f"cannot be looked at: {error.strerror}"
-        return None if free >= LEAST_FREE else f"{free >> 20} MiB free, fewer than {LEAST_FREE >> 20}"
+        if free is None or free >= LEAST_FREE:
+            return None
+        return f"{free >> 20} MiB free, fewer than {LEAST_FREE >> 20}"
+
+    def _is_nearly_full(self) -> bool:
+        try:
+            free = self._free()
+        except OSError:
+            return False
+        return free is not None and free < NEARLY_FULL
+
+    def _free(self) -> int | None:
+        """Bytes free for a SQLite file; None for PostgreSQL."""
+        if self._store.dialect != "sqlite":
+            return None
+        return shutil.disk_usage(Path(str(self._store.url.database)).parent).free

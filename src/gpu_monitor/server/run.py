@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -27,6 +28,7 @@ from gpu_monitor.server.assembly import build_state
 from gpu_monitor.server.auth.users import has_admin
 from gpu_monitor.server.connection import PatientConnection
 from gpu_monitor.server.store.engine import Store, open_store
+from gpu_monitor.server.store.slow import watch_slow
 from gpu_monitor.server.store.url import parse_url
 
 _LOG = logging.getLogger("server")
@@ -41,13 +43,24 @@ _LARGEST_MESSAGE = 64 * 1024
 """Bytes of a WebSocket message from a client: subscriptions are small."""
 
 
-def run_server(settings: ServerSettings, clock: Clock, say: Callable[[str], None], wants_link: bool) -> int:
-    """Serve until SIGTERM or SIGINT; the exit code. `say` gets the lines for the person who started it.
+@dataclass(frozen=True)
+class Starter:
+    """Who started the server: a person, to whom `say` speaks, or a service manager, who hears the other two.
 
-    `wants_link`: on loopback, one of them is a link that opens the pages once (no log may keep it).
+    `wants_link`: on loopback, say a link that opens the pages once (no log may keep it).
     """
+
+    say: Callable[[str], None]
+    ready: Callable[[], None]
+    stopping: Callable[[], None]
+    wants_link: bool
+
+
+def run_server(settings: ServerSettings, clock: Clock, starter: Starter) -> int:
+    """Serve until SIGTERM or SIGINT; the exit code."""
     _refuse_open(settings)
     _raise_limits()
+    watch_slow()
     url = parse_url(settings.database_url, settings.directory)
     listener = _listen(settings)
     with contextlib.closing(listener), contextlib.closing(open_store(url, alone=True)) as store:
@@ -57,11 +70,12 @@ def run_server(settings: ServerSettings, clock: Clock, say: Callable[[str], None
 
         def ready() -> None:
             _settle_memory()
-            say(f"gpu_monitor serves on {address} (database {store})")
-            if wants_link and not settings.is_exposed:
-                say(f"open the pages as administrator, once: {address}/open?code={state.link.make()}")
+            starter.say(f"gpu_monitor serves on {address} (database {store})")
+            if starter.wants_link and not settings.is_exposed:
+                starter.say(f"open the pages as administrator, once: {address}/open?code={state.link.make()}")
+            starter.ready()
 
-        server = _Server(_configure(create_app(state), settings), ready)
+        server = _Server(_configure(create_app(state), settings), ready, starter.stopping)
         _run(server.serve(sockets=[listener]))
     return EXIT_DONE if server.was_ready else EXIT_FAILED
 
@@ -197,9 +211,11 @@ def _run(work: Coroutine[Any, Any, None]) -> None:
 class _Server(uvicorn.Server):
     """uvicorn's server, which says when it is ready and ends with exit code 0 when it was asked to end."""
 
-    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, ready: Callable[[], None], stopping: Callable[[], None]
+    ) -> None:
         super().__init__(config)
-        self._ready = ready
+        self._ready, self._stopping = ready, stopping
         self.was_ready = False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -225,3 +241,4 @@ class _Server(uvicorn.Server):
         _LOG.info("stopping (%s)", signal.Signals(number).name)
         self.force_exit = self.should_exit and number == signal.SIGINT
         self.should_exit = True
+        self._stopping()

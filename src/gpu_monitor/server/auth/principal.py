@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from starlette.requests import HTTPConnection
@@ -32,7 +32,7 @@ class Principal:
     enrol: bool = False
     token_id: str | None = None
     roles: tuple[tuple[int, str, str], ...] = ()
-    csrf: str | None = None
+    csrf: str | None = field(default=None, repr=False)
     user_id: int | None = None
 
     @property
