@@ -180,3 +180,36 @@ def test_a_new_pace_waits_until_intervals_of_both_lengths_begin() -> None:
     assert starts[:5] == [(20, 10), (20, 10), (30, 10), (40, 10), (50, 10)]
     assert starts[5:7] == [(60, 60), (120, 60)]
     assert paced == [(Pace(60, 30.0), START + 60)]
+
+
+def test_while_somebody_watches_it_reads_at_that_pace_and_stores_as_ever() -> None:
+    clock, stop = FakeClock(now=START), threading.Event()
+    log = Log(clock, stop, reads_left=70)
+    seen: list[float] = []
+
+    # From 20 s on and for a minute.
+    def watched() -> float | None:
+        return 2.0 if START + 20 <= clock.now() < START + 80 else None
+
+    hooks = Hooks(
+        log.read,
+        lambda: None,
+        log.stored.append,
+        log.record,
+        seen=lambda _, at: seen.append(at),
+        watched=watched,
+    )
+    Beat(Pace(60, 10.0), hooks, clock, stop).run()
+    assert seen == [at for at, _ in log.reads]
+    watched_reads = [at - START for at in seen if 22 <= at - START <= 80]
+    gaps = [after - before for before, after in itertools.pairwise(watched_reads)]
+    assert min(gaps) >= 0.99
+    assert max(gaps) <= 3.01
+    assert len(watched_reads) > 25
+    later = [at - START for at in seen if at - START > 92]
+    assert min(after - before for before, after in itertools.pairwise(later)) > 5
+    # Each extra one takes all that a minute's end takes, for it is shown; the planned ones are as ever.
+    assert {span for at, span in log.reads if 22 <= at - START <= 58} == {Span.FULL, Span.FAST}
+    assert [at - START for at, span in log.reads if span is Span.WIDE][:3] == [0, 60, 120]
+    # One row an interval, whole, however many readings it has.
+    assert [(one.start - START, one.gpus[0].seconds) for one in log.stored[1:3]] == [(0, 60), (60, 60)]

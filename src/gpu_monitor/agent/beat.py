@@ -62,7 +62,8 @@ class Hooks:
     """What the beat calls. `read` answers in bounded time; none of the others raises.
 
     `paced` is told that another pace holds from a moment on. `alive` is called at least every
-    `alive_seconds` of waiting (None: never).
+    `alive_seconds` of waiting (None: never). `seen` is shown each round; `watched` says how many seconds
+    may lie between readings because somebody looks (None: nobody does).
     """
 
     read: Callable[[float, Span], Round]
@@ -72,6 +73,8 @@ class Hooks:
     paced: Callable[[Pace, float], None] = lambda pace, at: None
     alive: Callable[[], None] = lambda: None
     alive_seconds: float | None = None
+    seen: Callable[[Round, float], None] = lambda found, at: None
+    watched: Callable[[], float | None] = lambda: None
 
 
 class Beat:
@@ -100,12 +103,15 @@ class Beat:
             self._take_first()
         self._hooks.store(self._collector.snapshot(self._slot, self.pace.interval))
         while not self._stop.is_set():
-            at = self._times[0]
+            at = self._next()
             # On monotonic time, so that a clock put back by an hour does not hold the next reading for one.
             self._wait(at - self._offset)
             if self._stop.is_set():
                 break
             if self._jumped() or self._stalled(at):
+                continue
+            if at < self._times[0]:
+                self._read(at, closes=False, least=Span.FULL)
                 continue
             self._times.pop(0)
             self._read(at, closes=not self._times)
@@ -113,6 +119,15 @@ class Beat:
                 self._close()
         if self._slot:
             self._hooks.store(self._collector.close(self._slot, self.pace.interval))
+
+    def _next(self) -> float:
+        """When to read: as planned, or sooner while somebody watches."""
+        planned, watched = self._times[0], self._hooks.watched()
+        if watched is None or self._last is None:
+            return planned
+        # One that falls beside a planned reading adds nothing to it.
+        sooner = self._last + watched
+        return sooner if sooner + watched / 2 < planned else planned
 
     def _wait(self, deadline: float) -> None:
         """Wait for the monotonic `deadline` or the stop, and say every now and then that the agent lives."""
@@ -153,9 +168,10 @@ class Beat:
         times = reading_times(slot, self.pace.interval, self.pace.reading)
         self._times = [time for time in times if time > now + 0.001]
 
-    def _read(self, at: float, closes: bool) -> None:
-        span = span_for(at, self._last, closes)
-        self._collector.add(self._hooks.read(at, span), at)
+    def _read(self, at: float, closes: bool, least: Span = Span.FAST) -> None:
+        found = self._hooks.read(at, max(least, span_for(at, self._last, closes)))
+        self._collector.add(found, at)
+        self._hooks.seen(found, at)
         if closes or self._last is None:
             host = self._hooks.read_host()
             if host is not None:

@@ -13,6 +13,7 @@ from gpu_monitor.agent.beat import Beat, Hooks, Pace
 from gpu_monitor.agent.changes import ChangeWatch, known_states
 from gpu_monitor.agent.collect import Absence, Collection
 from gpu_monitor.agent.ending import EndingClock
+from gpu_monitor.agent.live import Live
 from gpu_monitor.agent.recovery import Machine, begin_run, end_run, insert_run
 from gpu_monitor.agent.resume import Running, resume_run
 from gpu_monitor.agent.retain import Retention
@@ -56,6 +57,8 @@ class Parts:
     ready: Callable[[], None] = lambda: None
     rival: Callable[[], str | None] = lambda: None
     """The pid of another agent that took the store over, None while it is ours alone."""
+    live: Live | None = None
+    """What tells the server of the present; None: it is not told."""
     settle: Callable[[], None] = lambda: None
     """Writes what every start writes (node, identity, plan) into a store that was mended or is a new one."""
 
@@ -91,6 +94,8 @@ class Agent:
             parts.watchdog,
             parts.alive_seconds,
         )
+        if parts.live is not None:
+            hooks = replace(hooks, seen=parts.live.seen, watched=parts.live.watched)
         self._hooks = hooks
         self._beat = Beat(pace, hooks, parts.clock, stop)
 
@@ -115,9 +120,13 @@ class Agent:
         if parts.ship is not None:
             self._schedule.add("ship", self._noticing(parts.ship))
         self._schedule.start()
+        if parts.live is not None:
+            parts.live.start()
         try:
             self._beat.run()
         finally:
+            if parts.live is not None:
+                parts.live.stop()
             self._schedule.stop()
         return self._finish()
 
@@ -245,6 +254,8 @@ class Agent:
         if parts.queue.push(collection) and not self._overflows:
             self._overflows = True
             _LOG.error("the queue in memory is full: from here on the oldest intervals are lost, and counted")
+        if parts.live is not None:
+            parts.live.stored(collection)
         self._drain()
         if not self._announced:
             self._announced = True

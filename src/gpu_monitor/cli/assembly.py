@@ -13,9 +13,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from gpu_monitor import __version__
 from gpu_monitor.agent.ask import load_plan, plan_text
 from gpu_monitor.agent.identity import establish
 from gpu_monitor.agent.ledger import Ledger, refresh
+from gpu_monitor.agent.live import Live, Origin
 from gpu_monitor.agent.recovery import Machine
 from gpu_monitor.agent.retain import Limits, Retention
 from gpu_monitor.agent.rollup import Rollup
@@ -34,7 +36,9 @@ from gpu_monitor.core.errors import ConfigError
 from gpu_monitor.core.model import Identity, Round, Span
 from gpu_monitor.core.ports import HostSource, ProcessLookup
 from gpu_monitor.service.notify import Notifier
-from gpu_monitor.sinks.http import HttpSink, Target
+from gpu_monitor.sinks.http import HttpSink
+from gpu_monitor.sinks.line import Peer, Target
+from gpu_monitor.sinks.live import HttpLiveSink
 from gpu_monitor.sources.host.kernel_log import KernelLog
 from gpu_monitor.sources.host.machine import boot_id, boot_time, machine_id
 from gpu_monitor.sources.host.processes import ProcessDirectory
@@ -136,17 +140,22 @@ def _build(
 ) -> Assembly:
     settings, stop, played = loaded.settings, threading.Event(), is_played(args)
     name_node(writer, settings.node.name or socket.gethostname())
-    establish(writer, machine_id(), clock.now())
+    node = [establish(writer, machine_id(), clock.now())]
     store = Store(writer, keep_plan(writer, settings.collection.aggregation_interval_hours, clock.now()))
     retention = Retention(writer, _limits(settings))
-    current = [loaded]
-    shipper = _shipper(args, current, writer, clock, stop, stack)
+    current, peers = [loaded], [Peer()]
+    shipper = _shipper(args, current, peers, writer, clock, stop, stack)
+    live = None if args.offline else _live(current, peers, node, clock, stop)
     ballast = Ballast(loaded.store, settings.database.ballast_mb)
     ballast.lay()
     notifier = Notifier.from_environment(service_environment(), os.getpid())
     xids = _xid_watch(settings, played)
     stack.callback(xids.close)
     host, lookup = (None, None) if played else _machine_readers(loaded)
+
+    def settle_again() -> None:
+        node[0] = settle(writer, store, current[0].settings, clock)
+
     parts = Parts(
         store=store, read=_reading(SourceRunner(chosen.source).read, current), host=host, processes=lookup,
         rollup=Rollup(writer, refresh, store.rolled_up), retention=retention,
@@ -155,14 +164,16 @@ def _build(
         ballast=lambda down: ballast.lay() if down else ballast.give_up(),
         xids=xids, watchdog=notifier.watchdog, ready=lambda: _say_ready(notifier, chosen.describe),
         alive_seconds=notifier.watchdog_seconds / 3 if notifier.watchdog_seconds else None,
-        settle=lambda: settle(writer, store, current[0].settings, clock),
+        settle=settle_again, live=live,
     )  # fmt: skip
 
     def apply(fresh: Loaded) -> None:
-        before, current[0] = current[0].settings.server.url, fresh
+        before, current[0], peers[0] = current[0].settings.server.url, fresh, Peer()
         if shipper is not None:
-            shipper.change(_ledger(writer, current), _sink_factory(current, stop))
+            shipper.change(_ledger(writer, current), _sink_factory(current, peers, stop))
             _say_target(before, fresh.settings.server.url)
+        if live is not None:
+            live.change()
         retention.limits = _limits(fresh.settings)
         store.plan = keep_plan(writer, fresh.settings.collection.aggregation_interval_hours, clock.now())
 
@@ -217,15 +228,16 @@ def _limits(settings: Settings) -> Limits:
 def _shipper(
     args: argparse.Namespace,
     current: list[Loaded],
+    peers: list[Peer],
     writer: Writer,
     clock: Clock,
     stop: threading.Event,
     stack: contextlib.ExitStack,
 ) -> Shipper | None:
-    """What ships the ledger, None where --offline forbids it. `current` holds the settings in force."""
+    """What ships the ledger, None where --offline forbids it. `current` and `peers` hold what is in force."""
     if args.offline:
         return None
-    shipper = Shipper(writer, _ledger(writer, current), _sink_factory(current, stop), clock, stop)
+    shipper = Shipper(writer, _ledger(writer, current), _sink_factory(current, peers, stop), clock, stop)
     stack.callback(shipper.close)
     return shipper
 
@@ -235,25 +247,51 @@ def _ledger(writer: Writer, current: list[Loaded]) -> Ledger:
     return Ledger(writer, str(server.contract_number), server.spread_seconds)
 
 
-def _sink_factory(current: list[Loaded], stop: threading.Event) -> SinkFactory | None:
+def _sink_factory(current: list[Loaded], peers: list[Peer], stop: threading.Event) -> SinkFactory | None:
     """Makes a sink for the settings in force at that time; None while they name no server."""
     if current[0].settings.server.url is None:
         return None
+    return lambda: HttpSink(_target(current[0]), lambda: read_token(current[0]), stop, peer=peers[0])
 
-    def open_sink() -> HttpSink:
+
+def _target(loaded: Loaded) -> Target:
+    server = loaded.settings.server
+    ca_file = loaded.resolve(server.ca_file) if server.ca_file else None
+    return Target(server.url or "", str(server.contract_number), ca_file, server.timeout_seconds)
+
+
+def _live(
+    current: list[Loaded], peers: list[Peer], node: list[str], clock: Clock, stop: threading.Event
+) -> Live:
+    """What tells the server in force of the present; where there is none, or it is switched off, nobody is told."""
+    system = platform.platform(terse=True)
+
+    def open_sink() -> HttpLiveSink | None:
         server = current[0].settings.server
-        ca_file = current[0].resolve(server.ca_file) if server.ca_file else None
-        target = Target(server.url or "", str(server.contract_number), ca_file, server.timeout_seconds)
-        return HttpSink(target, lambda: read_token(current[0]), stop)
+        if server.url is None or not server.live:
+            return None
+        return HttpLiveSink(_target(current[0]), lambda: read_token(current[0]), stop, peers[0])
 
-    return open_sink
+    def origin() -> Origin:
+        settings = current[0].settings
+        return Origin(
+            node[0],
+            socket.gethostname() or settings.node.name,
+            system,
+            __version__,
+            str(settings.server.contract_number),
+            settings.collection.interval_seconds,
+        )
+
+    return Live(open_sink, origin, clock)
 
 
-def settle(writer: Writer, store: Store, settings: Settings, clock: Clock) -> None:
-    """Write what every start sees to: the node's name, its identity, the periods."""
+def settle(writer: Writer, store: Store, settings: Settings, clock: Clock) -> str:
+    """Write what every start sees to: the node's name, its identity (which is returned), the periods."""
     name_node(writer, settings.node.name or socket.gethostname())
-    establish(writer, machine_id(), clock.now())
+    node = establish(writer, machine_id(), clock.now())
     store.plan = keep_plan(writer, settings.collection.aggregation_interval_hours, clock.now())
+    return node
 
 
 def name_node(writer: Writer, name: str) -> None:

@@ -40,6 +40,9 @@ class Server(Section, frozen=True, forbid_unknown_fields=True, kw_only=True):
     timeout_seconds: Annotated[
         float, Meta(description="longest wait for the server to answer", gt=0, le=600)
     ] = 30.0
+    live: Annotated[
+        bool, Meta(description="also tell a server that takes live samples what happens now, best effort")
+    ] = True
 
 
 class Collection(Section, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -62,3 +62,11 @@ class Outcome:
     outcome: str | None = None
     revision: int | None = None
     note: str | None = None
+
+
+@dataclass(frozen=True)
+class LiveTerms:
+    """Whether a server takes live samples, and the pace (s) that somebody who looks at the node asks for."""
+
+    is_wanted: bool
+    watch_seconds: float | None

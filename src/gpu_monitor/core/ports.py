@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from gpu_monitor.core.model import DeviceReading, GpuProcess, HostReading, Round, Span
-from gpu_monitor.core.outcome import Outcome, Parcel, Room
+from gpu_monitor.core.outcome import LiveTerms, Outcome, Parcel, Room
 
 
 class Source(Protocol):
@@ -70,12 +70,8 @@ class Sink(Protocol):
 class LiveSink(Protocol):
     """Where live samples go, best effort. One thread at a time, but for `cut`."""
 
-    def is_wanted(self) -> bool:
-        """Whether the other side takes live samples; it may be asked, in bounded time."""
-        ...
-
-    def watch_seconds(self) -> float | None:
-        """The pace that its last answer asked for, because somebody looks; None where nobody does."""
+    def terms(self) -> LiveTerms | None:
+        """What the other side takes; it may be asked first, in bounded time. None: it could not be asked."""
         ...
 
     def send(self, body: bytes) -> Outcome:
@@ -84,6 +80,10 @@ class LiveSink(Protocol):
 
     def cut(self) -> None:
         """Have a `send` that another thread has under way end now."""
+        ...
+
+    def close(self) -> None:
+        """Let go of connections; a later `send` opens new ones."""
         ...
 
 

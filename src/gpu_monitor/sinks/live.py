@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 
 from gpu_monitor.core.clock import Clock, SystemClock
-from gpu_monitor.core.outcome import Outcome, Verdict
+from gpu_monitor.core.outcome import LiveTerms, Outcome, Verdict
 from gpu_monitor.sinks.exchange import Courier, Failure
 from gpu_monitor.sinks.judge import judge_failure, refuse, retry_after
 from gpu_monitor.sinks.line import Line, Peer, Target
@@ -31,15 +31,12 @@ class HttpLiveSink:
         self._courier = Courier(stop, self._clock)
         self._line = Line(target, token, self._courier, peer)
 
-    def is_wanted(self) -> bool:
-        """Whether the server takes live samples; where nobody has asked it yet, it is asked."""
-        if not self._line.peer.is_greeted:
+    def terms(self) -> LiveTerms | None:
+        """What the server's last answer said; where nobody has asked it yet, it is asked. None: no answer."""
+        peer = self._line.peer
+        if not peer.is_greeted:
             self._line.greet()
-        return self._place() is not None
-
-    def watch_seconds(self) -> float | None:
-        """The pace that the server's last answer asked for; None where nobody looks."""
-        return self._line.peer.accepts.watch_seconds
+        return LiveTerms(self._place() is not None, peer.accepts.watch_seconds) if peer.is_greeted else None
 
     def send(self, body: bytes) -> Outcome:
         """Try once to deliver a message; its own proof is asked for nothing, any 2xx will do."""
