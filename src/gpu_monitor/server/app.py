@@ -23,7 +23,6 @@ from gpu_monitor.server.routes import (
     gpus,
     health,
     home,
-    ingest,
     metrics,
     nodes,
     processes,
@@ -35,6 +34,7 @@ from gpu_monitor.server.routes import (
     users,
     ws,
 )
+from gpu_monitor.server.routes.ingest import IngestFront
 from gpu_monitor.server.security import Doorkeeper
 from gpu_monitor.server.state import ServerState
 
@@ -54,7 +54,6 @@ ROUTERS = (
     processes.router,
     metrics.router,
     health.router,
-    ingest.router,
     sessions.router,
     tokens.router,
     users.router,
@@ -95,7 +94,7 @@ def create_app(state: ServerState) -> ASGIApp:
     for router in ROUTERS:
         app.include_router(router)
     describe(app, SHAPES)
-    return Outermost(Doorkeeper(BodyLimits(app), state.settings), state)
+    return Outermost(Doorkeeper(BodyLimits(IngestFront(app, state)), state.settings), state)
 
 
 class Outermost:

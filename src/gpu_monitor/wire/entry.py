@@ -132,6 +132,12 @@ LenientHostEntry = cast(
 
 ENTRY_FIELDS: tuple[str, ...] = Entry.__struct_fields__
 """The order of values in `msgspec.structs.astuple` of an entry, exact or lenient."""
+WHOLE_FIELDS = frozenset(
+    [name for m in SAMPLED if m.kind is not Kind.FLAGS and m.decimals == 0 for name in spread_names(m)]
+    + [m.name for m in IDENTITY if not m.text]
+    + [name for name in COVER if name.endswith("samples")]
+)
+"""Fields that an exact entry holds as whole numbers; a lenient one may hold them with decimals."""
 HOST_FIELDS: tuple[str, ...] = HostEntry.__struct_fields__
 IDENTITY_NAMES: tuple[str, ...] = tuple(metric.name for metric in IDENTITY)
 STATE_NAMES: tuple[str, ...] = tuple(metric.name for metric in STATES)

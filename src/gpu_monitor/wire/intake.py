@@ -15,7 +15,7 @@ from typing import Annotated, Any, cast
 import msgspec
 
 from gpu_monitor.core.errors import GpuMonitorError
-from gpu_monitor.wire.entry import Entry, EntryBase, HostEntry, LenientEntry, LenientHostEntry
+from gpu_monitor.wire.entry import WHOLE_FIELDS, Entry, EntryBase, HostEntry, LenientEntry, LenientHostEntry
 from gpu_monitor.wire.telemetry import BATCH_REPORTS, REPORT_NAMES, SCHEMA
 
 REPORT_GPUS = 4096
@@ -392,7 +392,11 @@ def _lenient(item: msgspec.Raw) -> tuple[EntryBase, str | None]:
         raise told(error) from None
     for name in LenientEntry.__struct_fields__:
         given.pop(name, None)
-    return entry, _kept_text(given, "")
+    values = {
+        name: round(value) if name in WHOLE_FIELDS and value is not None else value
+        for name, value in msgspec.structs.asdict(entry).items()
+    }
+    return Entry(**values), _kept_text(given, "")
 
 
 def _uid_of(item: msgspec.Raw) -> str | None:

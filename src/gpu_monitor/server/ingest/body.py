@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.types import Receive
 
 from gpu_monitor.server.problems import Problem
 
@@ -43,21 +43,27 @@ class Arrivals:
     def __init__(self) -> None:
         self._held = 0
 
-    async def read(self, request: Request) -> bytes:
+    async def read(self, receive: Receive) -> bytes:
         """The whole body as it was sent; Problem 413 or 503 where there is too much of it or of others."""
+        message = await receive()
+        if not message.get("more_body", False) and message["type"] == "http.request":
+            whole: bytes = message.get("body", b"")
+            return whole
         pieces: list[bytes] = []
         size = 0
         with self._counted() as count:
-            try:
-                async for piece in request.stream():
-                    size += len(piece)
-                    if size > ENCODED_BYTES:
-                        raise too_large(f"more than {ENCODED_BYTES} bytes")
-                    count(size)
-                    pieces.append(piece)
-            except ClientDisconnect:
-                raise Problem(400, "Incomplete", "The connection ended before the body did.") from None
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            while True:
+                if message["type"] != "http.request":
+                    raise Problem(400, "Incomplete", "The connection ended before the body did.")
+                piece = message.get("body", b"")
+                size += len(piece)
+                if size > ENCODED_BYTES:
+                    raise too_large(f"more than {ENCODED_BYTES} bytes")
+                count(size)
+                pieces.append(piece)
+                if not message.get("more_body", False):
+                    return b"".join(pieces)
+                message = await receive()
 
     @contextmanager
     def _counted(self) -> Iterator[Any]:

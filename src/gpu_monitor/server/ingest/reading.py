@@ -27,14 +27,14 @@ class Sender:
     skew: float | None
 
 
-def sender_of(principal: Principal, headers: Mapping[str, str], now: float) -> Sender:
+def sender_of(principal: Principal, headers: Mapping[bytes, str], now: float) -> Sender:
     """What the headers of a request say."""
     return Sender(
         principal,
         now,
-        headers.get("x-contract-number"),
-        headers.get("idempotency-key"),
-        _skew(headers.get("date"), now),
+        headers.get(b"x-contract-number"),
+        headers.get(b"idempotency-key"),
+        _skew(headers.get(b"date"), now),
     )
 
 

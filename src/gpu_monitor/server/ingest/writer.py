@@ -19,6 +19,7 @@ from gpu_monitor.core.clock import Clock
 from gpu_monitor.core.errors import StorageError, StorageFull
 from gpu_monitor.server.ingest.release import release_due
 from gpu_monitor.server.metrics import OwnMetrics
+from gpu_monitor.server.problems import RETRY_SECONDS
 from gpu_monitor.server.store.engine import Store
 from gpu_monitor.server.store.judge import Refusal
 from gpu_monitor.server.store.write import Answer, Committed, GroupRecorder, Submission
@@ -57,11 +58,12 @@ class Overloaded(Exception):
 
 
 class Failed(Exception):
-    """Nothing of this was written: it did not fit on the disk, or the reason is in our log."""
+    """Nothing of this was written; how to answer. The reason is in our log."""
 
-    def __init__(self, is_full: bool, text: str) -> None:
+    def __init__(self, status: int, title: str, text: str, retry_seconds: int | None = None) -> None:
         super().__init__(text)
-        self.is_full = is_full
+        self.status, self.title = status, title
+        self.headers = {} if retry_seconds is None else {"Retry-After": str(retry_seconds)}
 
 
 @dataclass(slots=True)
@@ -172,14 +174,14 @@ class GroupWriter:
             outcomes: list[Outcome] = list(self._commit(tasks))
         except StorageError as error:
             outcomes = [self._say_failed(error)] * len(tasks)
-        except _UNFORESEEN as error:
+        except _UNFORESEEN:
             if len(tasks) > 1:
                 for task in tasks:
                     self._write_tasks([task])
                 return
             _LOG.exception("a request with %d parts cannot be written", len(tasks[0].work))
             self._metrics.count("write_failures_total", reason="error")
-            outcomes = [error]
+            outcomes = [Failed(500, "Internal error", "The report could not be written; our log says why.")]
         count = sum(len(task.work) for task in tasks)
         taken = max(self._clock.monotonic() - began, 1e-6)
         self._rate += 0.2 * (min(count / taken, 1e5) - self._rate)
@@ -226,10 +228,12 @@ class GroupWriter:
             _LOG.exception("early reports cannot be taken up now; tried again in %.0f s", _RELEASE_SECONDS)
 
     def _say_failed(self, error: StorageError) -> Failed:
-        is_full = isinstance(error, StorageFull)
-        self._metrics.count("write_failures_total", reason="full" if is_full else "storage")
         _LOG.error("reports cannot be written: %s", error.message)
-        return Failed(is_full, error.message)
+        if isinstance(error, StorageFull):
+            self._metrics.count("write_failures_total", reason="full")
+            return Failed(507, "No room", "The disk of the database is full; nothing was stored.")
+        self._metrics.count("write_failures_total", reason="storage")
+        return Failed(503, "Not now", "The database cannot be used now.", RETRY_SECONDS)
 
     # --- the event loop again -------------------------------------------------------------------------------
 

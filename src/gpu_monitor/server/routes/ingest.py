@@ -1,31 +1,36 @@
-"""Where agents deliver: reports, single and in batches, and live samples. Bodies are read by msgspec, not by the framework."""
+"""Where agents deliver: reports, single and in batches, and live samples.
+
+These answer before the framework is asked: its routing and its request and response objects take as long as
+reading a report.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 import msgspec
-from fastapi import APIRouter
 from starlette.concurrency import run_in_threadpool
-from starlette.requests import Request
-from starlette.responses import Response
+from starlette.exceptions import HTTPException
+from starlette.requests import HTTPConnection
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from gpu_monitor.server.auth.principal import check_scope
+from gpu_monitor.server.auth.principal import Principal, check_scope
 from gpu_monitor.server.ingest.body import ENCODINGS, Body, invalid, open_body
 from gpu_monitor.server.ingest.reading import Sender, read_many, read_samples, read_single, sender_of
 from gpu_monitor.server.ingest.writer import Failed, Overloaded, Result, Work
-from gpu_monitor.server.problems import Problem
+from gpu_monitor.server.problems import MEDIA_TYPE, Problem, problem_body
 from gpu_monitor.server.state import ServerState
 from gpu_monitor.server.store.judge import Refusal
 from gpu_monitor.server.store.write import Answer, SetAside, Submission
 from gpu_monitor.wire.intake import Malformed
 
-router = APIRouter()
-
 _ASIDE = 256 << 10
 """A longer body is read in another thread, so that it does not hold up everybody's requests."""
+_SCOPE = "report:write"
+_JSON = b"application/json"
 _T = TypeVar("_T")
+_Headers = list[tuple[bytes, bytes]]
 
 
 class Accepts(msgspec.Struct, frozen=True):
@@ -81,124 +86,162 @@ class Answers(msgspec.Struct, frozen=True):
     accepts: Accepts
 
 
-_encode = msgspec.json.Encoder().encode
+class Desk:
+    """One endpoint's work: from a body to the answer's JSON. Problem where it is refused."""
 
+    def __init__(self, state: ServerState) -> None:
+        self.state = state
 
-async def post_report(request: Request) -> Response:
-    """Take one report: answered once it is safe."""
-    state, sender = await _greet(request)
-    body = await _body(request, state)
-    try:
-        submission = await _aside(body, lambda: read_single(state.shaper, body, sender))
-    except Malformed as error:
-        state.metrics.count("rejects_total", reason="invalid")
-        raise invalid(error.field, error.reason) from None
-    (answer,) = await _write(state, [submission], len(body.data))
-    if isinstance(answer, Refusal):
-        state.metrics.count("rejects_total", reason=str(answer.status))
-        raise _problem(answer)
-    assert answer is not None
-    state.metrics.count("reports_total", outcome=answer.outcome)
-    accepts = Accepts(state.watch.seconds(submission.shaped.intake.node.id))
-    token = answer.node_token or msgspec.UNSET
-    return _json(
-        Taken(
-            answer.report_id,
-            answer.sha256,
-            answer.outcome,
-            answer.revision,
-            answer.quarantined,
-            accepts,
-            token,
-        )
-    )
-
-
-async def post_batch(request: Request) -> Response:
-    """Take many reports at once: each is answered for itself, once all are safe."""
-    state, sender = await _greet(request)
-    body = await _body(request, state)
-    try:
-        parts = await _aside(body, lambda: read_many(state.shaper, body, sender))
-    except Malformed as error:
-        raise invalid(error.field, error.reason) from None
-    submissions = [part for part in parts if not isinstance(part, Malformed)]
-    written = iter(await _write(state, submissions, len(body.data)) if submissions else ())
-    answers: list[TakenPart | RefusedPart] = []
-    watched: int | None = None
-    for part in parts:
-        if isinstance(part, Malformed):
+    async def report(self, body: Body, sender: Sender) -> bytes:
+        """Take one report: answered once it is safe."""
+        state = self.state
+        try:
+            submission = await _aside(body, lambda: read_single(state.shaper, body, sender))
+        except Malformed as error:
             state.metrics.count("rejects_total", reason="invalid")
-            answers.append(
-                RefusedPart(None, 422, "The report is not valid", part.message, part.field, part.reason)
+            raise invalid(error.field, error.reason) from None
+        (answer,) = await self._write([submission], len(body.data))
+        if isinstance(answer, Refusal):
+            raise self._problem(answer)
+        assert answer is not None
+        state.metrics.count("reports_total", outcome=answer.outcome)
+        accepts = Accepts(state.watch.seconds(submission.shaped.intake.node.id))
+        return _encode(
+            Taken(
+                answer.report_id, answer.sha256, answer.outcome, answer.revision, answer.quarantined, accepts,
+                answer.node_token or msgspec.UNSET,
             )
-            continue
-        watched = watched or state.watch.seconds(part.shaped.intake.node.id)
-        answers.append(_part(state, part, next(written)))
-    return _json(Answers(answers, Accepts(watched)))
+        )  # fmt: skip
+
+    async def batch(self, body: Body, sender: Sender) -> bytes:
+        """Take many reports at once: each is answered for itself, once all are safe."""
+        state = self.state
+        try:
+            parts = await _aside(body, lambda: read_many(state.shaper, body, sender))
+        except Malformed as error:
+            state.metrics.count("rejects_total", reason="invalid")
+            raise invalid(error.field, error.reason) from None
+        submissions = [part for part in parts if not isinstance(part, Malformed)]
+        written = iter(await self._write(submissions, len(body.data)) if submissions else ())
+        answers: list[TakenPart | RefusedPart] = []
+        watched: int | None = None
+        for part in parts:
+            if isinstance(part, Malformed):
+                state.metrics.count("rejects_total", reason="invalid")
+                answers.append(
+                    RefusedPart(None, 422, "The report is not valid", part.message, part.field, part.reason)
+                )
+                continue
+            watched = watched or state.watch.seconds(part.shaped.intake.node.id)
+            answers.append(_part(state, part, next(written)))
+        return _encode(Answers(answers, Accepts(watched)))
+
+    async def samples(self, body: Body, sender: Sender) -> bytes:
+        """Take live samples of one node: best effort, idempotent by GPU and time."""
+        state = self.state
+        try:
+            batch = await _aside(body, lambda: read_samples(state.shaper, body, sender))
+        except Malformed as error:
+            state.metrics.count("rejects_total", reason="samples")
+            raise invalid(error.field, error.reason) from None
+        (refused,) = await self._write([batch], len(body.data))
+        if isinstance(refused, Refusal):
+            raise self._problem(refused)
+        state.metrics.count("samples_total", len(batch.kept))
+        return _encode({"accepts": Accepts(state.watch.seconds(batch.node.id))})
+
+    async def _write(self, work: Sequence[Work], size: int) -> list[Result]:
+        try:
+            return await self.state.writer.write(work, size)
+        except Overloaded as error:
+            headers = {"Retry-After": str(error.seconds)}
+            raise Problem(503, "Busy", "More comes than can be written now.", headers=headers) from None
+        except Failed as error:
+            raise Problem(error.status, error.title, str(error), headers=error.headers) from None
+
+    def _problem(self, refusal: Refusal) -> Problem:
+        self.state.metrics.count("rejects_total", reason=str(refusal.status))
+        more: dict[str, Any] = {} if refusal.revision is None else {"revision": refusal.revision}
+        detail = f"{refusal.field}: {refusal.reason}"
+        more |= {"field": refusal.field, "reason": refusal.reason}
+        return Problem(refusal.status, refusal.title, detail, **more)
 
 
-async def post_samples(request: Request) -> Response:
-    """Take live samples of one node: best effort, idempotent by GPU and time."""
-    state, sender = await _greet(request)
-    body = await _body(request, state)
-    try:
-        batch = await _aside(body, lambda: read_samples(state.shaper, body, sender))
-    except Malformed as error:
-        state.metrics.count("rejects_total", reason="samples")
-        raise invalid(error.field, error.reason) from None
-    (refused,) = await _write(state, [batch], len(body.data))
-    if isinstance(refused, Refusal):
-        state.metrics.count("rejects_total", reason=str(refused.status))
-        raise _problem(refused)
-    state.metrics.count("samples_total", len(batch.kept))
-    return _json({"accepts": Accepts(state.watch.seconds(batch.node.id))})
+class IngestFront:
+    """Answers the agents' requests; everything else goes on to the application."""
+
+    def __init__(self, app: ASGIApp, state: ServerState) -> None:
+        self._app, self._state = app, state
+        desk = Desk(state)
+        self._desks: dict[str, Callable[[Body, Sender], Awaitable[bytes]]] = {
+            "/api/metrics": desk.report,
+            "/api/metrics/batch": desk.batch,
+            "/api/samples": desk.samples,
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, or pass the request on."""
+        desk = self._desks.get(scope["path"]) if scope["type"] == "http" else None
+        if desk is None:
+            await self._app(scope, receive, send)
+            return
+        try:
+            if scope["method"] == "POST":
+                answer, headers = await self._take(desk, scope, receive), []
+            elif scope["method"] == "OPTIONS":
+                answer, headers = _encode({"accepts": Accepts(None)}), [(b"allow", b"OPTIONS, POST")]
+            else:
+                raise Problem(405, "Method Not Allowed", headers={"Allow": "OPTIONS, POST"})
+        except Problem as problem:
+            answer = problem_body(problem.status, problem.title, problem.detail, **problem.extra)
+            await _send(send, problem.status, MEDIA_TYPE.encode(), answer, _encoded(problem.headers))
+        except HTTPException as error:  # a body too large or too slow
+            answer = problem_body(error.status_code, error.detail)
+            await _send(send, error.status_code, MEDIA_TYPE.encode(), answer, _encoded(error.headers or {}))
+        else:
+            await _send(send, 200, _JSON, answer, headers)
+
+    async def _take(
+        self, desk: Callable[[Body, Sender], Awaitable[bytes]], scope: Scope, receive: Receive
+    ) -> bytes:
+        """Who sends is known before a byte of the body is looked at."""
+        state = self._state
+        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        principal = await self._identify(scope, headers)
+        check_scope(principal, _SCOPE)
+        sent = await state.arrivals.read(receive)
+        encoding = headers.get(b"content-encoding", "").strip().lower()
+        digest = headers.get(b"content-digest")
+        if len(sent) <= _ASIDE and not encoding:
+            body = open_body(sent, None, digest)
+        else:
+            body = await run_in_threadpool(open_body, sent, encoding, digest)
+        return await desk(body, sender_of(principal, headers, state.clock.now()))
+
+    async def _identify(self, scope: Scope, headers: dict[bytes, str]) -> Principal:
+        shown = headers.get(b"authorization", "")
+        if shown.startswith("Bearer "):
+            held = self._state.tokens.find_held(shown[7:])
+            if held is not None:
+                return held
+        return await self._state.gate.identify(HTTPConnection(scope))
 
 
-async def options(_request: Request) -> Response:
-    """Say what is taken beside plain single reports."""
-    return _json({"accepts": Accepts(None)}, {"Allow": "OPTIONS, POST"})
-
-
-router.add_route("/api/metrics", post_report, methods=["POST"], include_in_schema=False)
-router.add_route("/api/metrics", options, methods=["OPTIONS"], include_in_schema=False)
-router.add_route("/api/metrics/batch", post_batch, methods=["POST"], include_in_schema=False)
-router.add_route("/api/samples", post_samples, methods=["POST"], include_in_schema=False)
-router.add_route("/api/samples", options, methods=["OPTIONS"], include_in_schema=False)
-router.add_route("/api/metrics/batch", options, methods=["OPTIONS"], include_in_schema=False)
-
-
-async def _greet(request: Request) -> tuple[ServerState, Sender]:
-    """Who sends, before a byte of the body is looked at."""
-    state: ServerState = request.app.state.server
-    principal = await state.gate.identify(request)
-    check_scope(principal, "report:write")
-    return state, sender_of(principal, request.headers, state.clock.now())
-
-
-async def _body(request: Request, state: ServerState) -> Body:
-    sent = await state.arrivals.read(request)
-    encoding, digest = request.headers.get("content-encoding"), request.headers.get("content-digest")
-    if len(sent) <= _ASIDE and not encoding:
-        return open_body(sent, None, digest)
-    return await run_in_threadpool(open_body, sent, encoding and encoding.strip().lower(), digest)
+_encode = msgspec.json.Encoder().encode
 
 
 async def _aside(body: Body, read: Callable[[], _T]) -> _T:
     return read() if len(body.data) <= _ASIDE else await run_in_threadpool(read)
 
 
-async def _write(state: ServerState, work: Sequence[Work], size: int) -> list[Result]:
-    try:
-        return await state.writer.write(work, size)
-    except Overloaded as error:
-        headers = {"Retry-After": str(error.seconds)}
-        raise Problem(503, "Busy", "More comes than can be written now.", headers=headers) from None
-    except Failed as error:
-        if error.is_full:
-            raise Problem(507, "No room", "The server's disk is full; the report was not taken.") from None
-        headers = {"Retry-After": "10"}
-        raise Problem(503, "Database away", "The database cannot be written now.", headers=headers) from None
+def _encoded(headers: Any) -> _Headers:
+    return [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+
+
+async def _send(send: Send, status: int, kind: bytes, body: bytes, headers: _Headers) -> None:
+    whole = [(b"content-type", kind), (b"content-length", b"%d" % len(body)), *headers]
+    await send({"type": "http.response.start", "status": status, "headers": whole})
+    await send({"type": "http.response.body", "body": body})
 
 
 def _part(state: ServerState, submission: Submission, answer: Result) -> TakenPart | RefusedPart:
@@ -215,14 +258,3 @@ def _part(state: ServerState, submission: Submission, answer: Result) -> TakenPa
     return RefusedPart(
         report_id, answer.status, answer.title, detail, answer.field, answer.reason, answer.revision
     )
-
-
-def _problem(refusal: Refusal) -> Problem:
-    more: dict[str, Any] = {} if refusal.revision is None else {"revision": refusal.revision}
-    detail = f"{refusal.field}: {refusal.reason}"
-    more |= {"field": refusal.field, "reason": refusal.reason}
-    return Problem(refusal.status, refusal.title, detail, **more)
-
-
-def _json(content: object, headers: dict[str, str] | None = None) -> Response:
-    return Response(_encode(content), 200, headers, "application/json")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any
 
 from gpu_monitor.server.store.intern import FactBook
@@ -49,6 +50,7 @@ _ENTRY = ("kind", "agent", "hour", "revision", "uid", "field", "reason", "raw", 
 LATEST_COLUMNS = tuple(column.name for column in latest.c)
 _LIVE_AT = tuple(VALUE_COLUMNS.index(metric.name) for metric in LIVE_METRICS)
 _COVERAGE_AT = VALUE_COLUMNS.index("coverage")
+_live_of = itemgetter(*_LIVE_AT, _COVERAGE_AT)
 _NEWER = (
     "SET " + ", ".join(f"{name} = excluded.{name}" for name in LATEST_COLUMNS[2:])
     + " WHERE excluded.time > latest.time OR (excluded.time = latest.time AND NOT latest.live)"
@@ -120,19 +122,20 @@ def _place(one: Accepted, book: FactBook, measured: list[Row], newest: dict[tupl
     """Give the GPUs their ordinals; append their rows, and those that are the newest of their GPU."""
     intake, node = one.shaped.intake, one.node
     hour, agent, end = intake.hour, node.agent, float(intake.end)
-    ongoing = _ongoing(one.shaped)
+    ongoing = _ongoing(one.shaped) if one.shaped.gaps else None
+    live = _live_of
     ordinals = []
+    number = book.number
     for row in one.shaped.gpus:
-        identity, states = book.number(row.identity.digest), book.number(row.states.digest)
+        identity, states, values = number(row.identity.digest), number(row.states.digest), row.values
         ordinal = place_gpu(node, row, hour, identity).ordinal
         ordinals.append(ordinal)
-        values = row.values
         measured.append((hour, agent, ordinal, identity, states, *values, row.extra))
-        held = newest.get((agent, ordinal))
+        key = (agent, ordinal)
+        held = newest.get(key)
         if held is None or held[2] <= end:
             status = ongoing.get(row.uid) or ongoing.get(None) or "ok" if ongoing else "ok"
-            live = [values[at] for at in _LIVE_AT]
-            newest[agent, ordinal] = (agent, ordinal, end, False, status, *live, values[_COVERAGE_AT], states)
+            newest[key] = (agent, ordinal, end, False, status, *live(values), states)
     one.ordinals = tuple(ordinals)
 
 

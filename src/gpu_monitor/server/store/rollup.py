@@ -13,8 +13,6 @@ Sums = list[int]
 
 KEY_COLUMNS = ("hour", "contract", "simulated")
 SUM_COLUMNS: tuple[str, ...] = tuple(c.name for c in fleet_hours.c if c.name not in KEY_COLUMNS)
-_FIXED = 9
-"""reports, gpus, seconds, period_seconds, idle, held idle, energy seconds, energy, energy_rows: in this order."""
 _MEANS: tuple[str, ...] = tuple(name.removesuffix("_sum") for name in SUM_COLUMNS if name.endswith("_sum"))
 VALUE_COLUMNS: tuple[str, ...] = tuple(c.name for c in aggregates.c)[5:-1]
 """The columns of an aggregate between its keys and `extra`: what a shaped row holds."""
@@ -38,39 +36,30 @@ def fleet_part(
     hour: int, contract: int, period_seconds: int, simulated: bool, rows: Iterable[Part]
 ) -> dict[FleetKey, Sums]:
     """What one report adds. `simulated` is the report's; each row says it for itself."""
-    found: dict[FleetKey, Sums] = {(hour, contract, simulated): _nothing()}
-    found[hour, contract, simulated][0] = 1
+    parted: dict[bool, list[Sequence[int | None]]] = {simulated: []}
     for is_simulated, values in rows:
-        key = (hour, contract, is_simulated)
-        sums = found.get(key)
-        if sums is None:
-            sums = found[key] = _nothing()
-        _add_row(sums, period_seconds, values)
+        parted.setdefault(is_simulated, []).append(values)
+    found = {(hour, contract, kind): _sums(period_seconds, part) for kind, part in parted.items()}
+    found[hour, contract, simulated][0] = 1
     return found
 
 
-def _nothing() -> Sums:
-    return [0] * len(SUM_COLUMNS)
-
-
-def _add_row(sums: Sums, period_seconds: int, values: Sequence[int | None]) -> None:
-    seconds, idle, held, energy_seconds, energy, *means = values
-    sums[1] += 1
-    sums[3] += period_seconds
-    covered = seconds or 0
-    sums[2] += covered
-    sums[4] += idle or 0
-    sums[5] += held or 0
-    sums[6] += energy_seconds or 0
-    if energy is not None:
-        sums[7] += energy
-        sums[8] += 1
-    at = _FIXED
-    for value, unit in zip(means, _UNITS, strict=True):
-        if value is not None:
-            sums[at] += value // unit * covered
-            sums[at + 1] += covered
-        at += 2
+def _sums(period_seconds: int, rows: list[Sequence[int | None]]) -> Sums:
+    """The sums over rows of NEEDED values, column by column."""
+    if not rows:
+        return [0] * len(SUM_COLUMNS)
+    seconds, idle, held, energy_seconds, energy, *means = zip(*rows, strict=True)
+    covered = [second or 0 for second in seconds]
+    metered = [value for value in energy if value is not None]
+    sums = [
+        0, len(rows), sum(covered), period_seconds * len(rows), sum(filter(None, idle)), sum(filter(None, held)),
+        sum(filter(None, energy_seconds)), sum(metered), len(metered),
+    ]  # fmt: skip
+    for column, unit in zip(means, _UNITS, strict=True):
+        pairs = [(value, second) for value, second in zip(column, covered, strict=True) if value is not None]
+        sums.append(sum([value // unit * second for value, second in pairs]))
+        sums.append(sum([second for _, second in pairs]))
+    return sums
 
 
 def merge(into: dict[FleetKey, Sums], part: dict[FleetKey, Sums], sign: int = 1) -> None:

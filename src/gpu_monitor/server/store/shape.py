@@ -10,10 +10,11 @@ from operator import itemgetter
 from typing import Any, TypeVar
 
 import msgspec
+from msgspec.structs import astuple
 
 from gpu_monitor.core.catalogue import HOST_METRICS, IDENTITY, SAMPLED, STATES, THROTTLE_REASONS, Kind, Metric
 from gpu_monitor.core.terminal_text import clean
-from gpu_monitor.server.store.digest import GpuPart, fact_digest, row_digest
+from gpu_monitor.server.store.digest import fact_digest, row_digest
 from gpu_monitor.server.store.schema import COVER, IDLE, has_extremes, scale_of
 from gpu_monitor.wire.entry import ENTRY_FIELDS, HOST_FIELDS, MADE_UP
 from gpu_monitor.wire.intake import DEPTH, Intake, Malformed, WrongEntry, check_depth, epoch
@@ -46,7 +47,7 @@ class GpuRow(msgspec.Struct, frozen=True):
     name: str | None
     identity: Fact
     states: Fact
-    values: Row
+    values: Sequence[int | None]
     extra: str | None
 
 
@@ -79,64 +80,79 @@ def make_fact(content: Any) -> Fact:
 
 
 class _Plan:
-    """How the values of one kind of entry become whole numbers."""
+    """How the values of one kind of entry become whole numbers. `exact`: metrics without decimals come whole."""
 
     def __init__(
-        self, metrics: Sequence[Metric], fields: Sequence[str], basis: Sequence[tuple[str, int]]
+        self,
+        metrics: Sequence[Metric],
+        fields: Sequence[str],
+        basis: Sequence[tuple[str, int]],
+        *,
+        exact: bool,
     ) -> None:
         place = fields.index
         self.basis = [(place(name), 10**decimals) for name, decimals in basis]
-        self.spread = [
-            (place(m.name), place(f"{m.name}_min"), place(f"{m.name}_max"), scale_of(m))
-            for m in metrics
-            if has_extremes(m)
-        ]
-        self.steps: list[tuple[bool, int, int, int, float]] = []
+        # Where a value stands, its extremes (or -1), what to multiply with (None: nothing; 0: flags to a mask).
+        self.steps: list[tuple[int, int, int, float | None]] = []
         for metric in metrics:
-            at, scale = place(metric.name), scale_of(metric)
-            if has_extremes(metric):
-                self.steps.append((True, at, place(f"{metric.name}_min"), place(f"{metric.name}_max"), scale))
-            else:
-                self.steps.append((False, at, 0, 0, scale))
+            scale: float | None = scale_of(metric)
+            if metric.kind is Kind.FLAGS:
+                scale = 0
+            elif exact and scale == 1:
+                scale = None
+            ends = (
+                [place(f"{metric.name}_{end}") for end in ("min", "max")]
+                if has_extremes(metric)
+                else [-1, -1]
+            )
+            self.steps.append((place(metric.name), ends[0], ends[1], scale))
 
-    def whole(self, given: Sequence[Any]) -> list[int | None]:
-        """Scaled whole numbers in the order of the table's columns; throttle names must be a mask by now."""
+    def whole(self, given: Row) -> tuple[list[int | None], list[str]]:
+        """Scaled whole numbers in the order of the table's columns, and the names of flags that we do not know."""
         out: list[int | None] = [
             None if (value := given[at]) is None else round(value * scale) for at, scale in self.basis
         ]
-        append, extend = out.append, out.extend
-        for is_spread, at, low_at, high_at, scale in self.steps:
+        unknown: list[str] = []
+        append = out.append
+        for at, low_at, high_at, scale in self.steps:
             value = given[at]
             if value is None:
-                if is_spread:
-                    extend(_UNKNOWN)
-                else:
+                if low_at < 0:
                     append(None)
-                continue
-            middle = round(value * scale)
-            append(middle)
-            if is_spread:
-                low, high = given[low_at], given[high_at]
-                append(None if low is None else middle - round(low * scale))
-                append(None if high is None else round(high * scale) - middle)
-        return out
+                else:
+                    out += _UNKNOWN
+            elif scale is None:
+                append(value)
+                if low_at >= 0:
+                    append(None if (low := given[low_at]) is None else value - low)
+                    append(None if (high := given[high_at]) is None else high - value)
+            elif scale:
+                middle = round(value * scale)
+                append(middle)
+                if low_at >= 0:
+                    append(None if (low := given[low_at]) is None else middle - round(low * scale))
+                    append(None if (high := given[high_at]) is None else round(high * scale) - middle)
+            else:
+                mask, unknown = flags_of(value)
+                append(mask)
+        return out, unknown
 
 
 _UNKNOWN = (None, None, None)
-_GPU_PLAN = _Plan(SAMPLED, ENTRY_FIELDS, (*COVER, *IDLE))
-_HOST_PLAN = _Plan(HOST_METRICS, HOST_FIELDS, COVER)
+_GPU_PLAN = _Plan(SAMPLED, ENTRY_FIELDS, (*COVER, *IDLE), exact=True)
+_HOST_PLAN = _Plan(HOST_METRICS, HOST_FIELDS, COVER, exact=False)
 _identity_of = itemgetter(*(ENTRY_FIELDS.index(metric.name) for metric in IDENTITY))
 _states_of = itemgetter(*(ENTRY_FIELDS.index(metric.name) for metric in STATES))
 _UID, _SOURCE = ENTRY_FIELDS.index("uid"), ENTRY_FIELDS.index("source")
-_NAME, _REASONS_AT = ENTRY_FIELDS.index("name"), ENTRY_FIELDS.index("reasons")
-_FLAGS_AT = [ENTRY_FIELDS.index(metric.name) for metric in SAMPLED if metric.kind is Kind.FLAGS]
+_NAME_IN_IDENTITY = [metric.name for metric in IDENTITY].index("name")
+_REASONS_AT = ENTRY_FIELDS.index("reasons")
 
 
 class Shaper:
     """Shapes reports, remembering the texts that come again and again. One thread at a time."""
 
     def __init__(self) -> None:
-        self._identities: dict[Row, Fact] = {}
+        self._identities: dict[Row, tuple[Fact, str | None]] = {}
         self._states: dict[Row, Fact] = {}
 
     def shape(self, intake: Intake) -> Shaped:
@@ -146,25 +162,25 @@ class Shaper:
         seen: set[tuple[str, str]] = set()
         extras = intake.extras or (None,) * len(intake.entries)
         for entry, extra in zip(intake.entries, extras, strict=True):
-            values = msgspec.structs.astuple(entry)
             try:
-                row = self._gpu(values, extra)
-                if (row.uid, row.source) in seen:
+                row = self._gpu(astuple(entry), extra)
+                key = (row.uid, row.source)
+                if key in seen:
                     raise Malformed("uid", "another entry of this report is about the same GPU")
             except Malformed as error:
                 raw = msgspec.json.encode(entry)
                 wrong.append(WrongEntry(text_of(entry.uid), error.field, error.reason, raw))
             else:
-                seen.add((row.uid, row.source))
+                seen.add(key)
                 gpus.append(row)
         if wrong and not gpus:
             raise Malformed(f"gpus[0].{wrong[0].field}", f"{wrong[0].reason}; no GPU entry can be taken")
-        host = None if intake.host is None else _HOST_PLAN.whole(msgspec.structs.astuple(intake.host))
+        host = None if intake.host is None else _HOST_PLAN.whole(astuple(intake.host))[0]
         gaps = _rows(intake.gaps, "gaps", _gap)
         events = _rows(intake.events, "events", _event)
         processes = _rows(intake.processes, "processes", _process)
-        parts = [
-            GpuPart(row.uid, row.source, row.identity.digest, row.states.digest, row.extra, row.values)
+        parts: list[Any] = [
+            (row.uid, row.source, row.identity.digest, row.states.digest, row.extra, row.values)
             for row in gpus
         ]
         return Shaped(
@@ -180,39 +196,23 @@ class Shaper:
         )
 
     def _gpu(self, values: Row, extra: str | None) -> GpuRow:
-        uid = values[_UID]
-        identity = self.identity(_identity_of(values))
+        identity, name = self.identity(_identity_of(values))
         states = self._state((bytes(values[_REASONS_AT]), *_states_of(values)))
-        given = values
-        for at in _FLAGS_AT:
-            if values[at] is not None:
-                mask, unknown = flags_of(values[at])
-                given = (*given[:at], mask, *given[at + 1 :])
-                if unknown:
-                    extra = _with_unknown(extra, unknown)
-        return GpuRow(
-            uid,
-            values[_SOURCE],
-            text_of(values[_NAME]),
-            identity,
-            states,
-            tuple(_GPU_PLAN.whole(given)),
-            extra,
-        )
+        whole, unknown = _GPU_PLAN.whole(values)
+        if unknown:
+            extra = _with_unknown(extra, unknown)
+        return GpuRow(values[_UID], values[_SOURCE], name, identity, states, whole, extra)
 
-    def identity(self, given: Row) -> Fact:
-        """The fact of a GPU's identity, its values in the catalogue's order; Malformed where its uid is no name."""
+    def identity(self, given: Row) -> tuple[Fact, str | None]:
+        """The fact of a GPU's identity, its values in the catalogue's order, and its name; Malformed for a bad uid."""
         found = self._identities.get(given)
         if found is None:
             if not given[0].isprintable():
                 raise Malformed("uid", "control characters in the name of a GPU")
-            found = make_fact(
-                {
-                    metric.name: _stated(value)
-                    for metric, value in zip(IDENTITY, given, strict=True)
-                    if value is not None
-                }
-            )
+            told = {
+                m.name: _stated(value) for m, value in zip(IDENTITY, given, strict=True) if value is not None
+            }
+            found = make_fact(told), text_of(given[_NAME_IN_IDENTITY])
             _remember(self._identities, given, found)
         return found
 
@@ -226,7 +226,7 @@ class Shaper:
         return found
 
 
-def _remember(held: dict[Row, Fact], key: Row, found: Fact) -> None:
+def _remember(held: dict[Row, _T], key: Row, found: _T) -> None:
     if len(held) >= _CACHED:
         held.clear()
     held[key] = found

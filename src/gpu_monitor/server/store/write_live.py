@@ -72,7 +72,7 @@ def shape_live(shaper: Shaper, message: LiveIn, principal: Principal, now: float
             gpu.source,
             text_of(gpu.status, 64) or "ok",
             text_of(gpu.name),
-            shaper.identity(tuple(getattr(gpu, metric.name) for metric in IDENTITY)),
+            shaper.identity(tuple(getattr(gpu, metric.name) for metric in IDENTITY))[0],
         )
         for gpu in message.gpus
     ]
