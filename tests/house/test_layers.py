@@ -23,6 +23,7 @@ RANK = {package: rank for rank, line in enumerate(LAYERS) for package in line}
 # Where each third party lives. The empty list means: anywhere but core.
 HOMES = {
     "alembic": ["gpu_monitor.server.store"],
+    "apprise": ["gpu_monitor.server.notify"],
     "apscheduler": ["gpu_monitor.agent.schedule"],
     "argon2": ["gpu_monitor.server.auth.passwords"],
     "colorama": ["gpu_monitor.cli"],
@@ -36,6 +37,7 @@ HOMES = {
     "sqlalchemy": ["gpu_monitor.server"],
     "starlette": ["gpu_monitor.server"],
     "tenacity": ["gpu_monitor.sinks", "gpu_monitor.agent.ship"],
+    "tomli": ["gpu_monitor.server.alerts.seed"],
     "urllib3": ["gpu_monitor.sinks"],
     "uvicorn": ["gpu_monitor.server"],
     "uvloop": ["gpu_monitor.server.run"],

@@ -46,6 +46,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add("--tls-cert", metavar="FILE", help="certificate and chain (PEM)")
     add("--tls-key", metavar="FILE", help="the certificate's key (PEM)")
     add("--behind-proxy", metavar="CIDR", help="networks of proxies whose forwarded headers count")
+    add("--rules", metavar="FILE", help="TOML file with alert rules")
     parser.set_defaults(handler=run)
 
 
@@ -74,6 +75,7 @@ def server_settings(args: argparse.Namespace) -> ServerSettings:
         for field, option in (
             ("host", "host"), ("port", "port"), ("database_url", "database"),
             ("tls_cert", "tls_cert"), ("tls_key", "tls_key"), ("behind_proxy", "behind_proxy"),
+            ("rules_file", "rules"),
         )
     }  # fmt: skip
     return load_server(given, args.directory)

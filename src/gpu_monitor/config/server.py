@@ -65,6 +65,15 @@ class ServerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     smtp_password: Annotated[str | None, Meta(description="password at the mail server")] = None
     smtp_from: Annotated[str | None, Meta(description="sender of mails")] = None
     smtp_to: Annotated[str | None, Meta(description="receivers of mails, with commas between")] = None
+    notify_allow: Annotated[
+        str | None,
+        Meta(
+            description="networks beside the open internet that notifications may go to, with commas between"
+        ),
+    ] = None
+    rules_file: Annotated[
+        str | None, Meta(description="TOML file with alert rules, taken over where it says something new")
+    ] = None
     tls_cert: Annotated[str | None, Meta(description="PEM file with the certificate and its chain")] = None
     tls_key: Annotated[str | None, Meta(description="PEM file with the certificate's key")] = None
     behind_proxy: Annotated[
@@ -91,6 +100,11 @@ class ServerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     def proxies(self) -> tuple[Network, ...]:
         """The networks of trusted proxies."""
         return tuple(ip_network(word, strict=False) for word in _words(self.behind_proxy))
+
+    @property
+    def notify_networks(self) -> tuple[Network, ...]:
+        """The networks beside the open internet that notifications may go to."""
+        return tuple(ip_network(word, strict=False) for word in _words(self.notify_allow))
 
     @property
     def names(self) -> frozenset[str]:
@@ -148,7 +162,7 @@ def load_server(given: Mapping[str, object] | None = None, directory: Path | Non
         if argument is not None:
             chosen[field], places[field] = (
                 argument,
-                f"--{field.replace('_', '-').replace('database-url', 'database')}",
+                f"--{field.replace('_', '-').replace('database-url', 'database').replace('rules-file', 'rules')}",
             )
     settings = _typed(chosen, places)
     _check(settings, places)
@@ -237,6 +251,10 @@ def _check(settings: ServerSettings, places: dict[str, str]) -> None:
         _ = settings.proxies
     except ValueError:
         refuse("behind_proxy", "networks were expected", "For example 10.0.0.0/8, or 127.0.0.1.")
+    try:
+        _ = settings.notify_networks
+    except ValueError:
+        refuse("notify_allow", "networks were expected", "For example 10.1.2.0/24, or 127.0.0.1.")
     if bool(settings.tls_cert) != bool(settings.tls_key):
         missing = "tls_key" if settings.tls_cert else "tls_cert"
         refuse(missing, "certificate and key belong together", "Give --tls-cert and --tls-key.")

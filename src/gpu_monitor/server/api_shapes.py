@@ -4,7 +4,21 @@ from __future__ import annotations
 
 import msgspec
 
-from gpu_monitor.server.routes import events, fleet, gaps, gpus, nodes, processes, reports, series, usage
+from gpu_monitor.server.routes import (
+    alerts,
+    channels,
+    events,
+    fleet,
+    gaps,
+    gpus,
+    nodes,
+    processes,
+    reports,
+    rules,
+    series,
+    silences,
+    usage,
+)
 from gpu_monitor.server.store.gpus import GpuDetail
 
 SHAPES: tuple[type[msgspec.Struct], ...] = (
@@ -22,4 +36,10 @@ SHAPES: tuple[type[msgspec.Struct], ...] = (
     gaps.GapPage,
     events.EventPage,
     processes.ProcessPage,
+    alerts.AlertPage,
+    rules.RulePage,
+    silences.SilencePage,
+    channels.ChannelPage,
+    channels.Tested,
+    channels.DeliveryPage,
 )

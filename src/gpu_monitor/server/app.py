@@ -16,6 +16,8 @@ from gpu_monitor.server.limits import BodyLimits
 from gpu_monitor.server.openapi import describe
 from gpu_monitor.server.problems import MEDIA_TYPE, PROBLEMS, RETRY_SECONDS, add_handlers, problem_body
 from gpu_monitor.server.routes import (
+    alerts,
+    channels,
     docs,
     events,
     fleet,
@@ -27,8 +29,10 @@ from gpu_monitor.server.routes import (
     nodes,
     processes,
     reports,
+    rules,
     series,
     sessions,
+    silences,
     tokens,
     usage,
     users,
@@ -52,6 +56,10 @@ ROUTERS = (
     gaps.router,
     events.router,
     processes.router,
+    alerts.router,
+    rules.router,
+    silences.router,
+    channels.router,
     metrics.router,
     health.router,
     sessions.router,

@@ -19,6 +19,7 @@ from gpu_monitor.server.live.hub import Hub
 from gpu_monitor.server.live.newest import Newest
 from gpu_monitor.server.live.watch import WatchList
 from gpu_monitor.server.metrics import OwnMetrics
+from gpu_monitor.server.notify.office import open_office
 from gpu_monitor.server.readiness import Readiness
 from gpu_monitor.server.state import Part, ServerState
 from gpu_monitor.server.store.engine import Store
@@ -39,7 +40,16 @@ def build_state(settings: ServerSettings, store: Store, clock: Clock, address: s
     writer = GroupWriter(store, clock, metrics)
     readiness.add("writer", writer.trouble)
     writer.listen(lambda committed: newest.tell(committed.seq_to))
-    parts: list[Part] = [upkeep, passwords, readiness, hub, writer, Retention(store, clock)]
+    bells: list[Bell] = []
+
+    def told(seq: int) -> None:
+        newest.tell(seq)
+        for bell in bells:
+            bell.ring(seq)
+
+    office = open_office(settings, store, clock, newest, metrics, told)
+    readiness.add("alerts", office.watcher.trouble)
+    parts: list[Part] = [upkeep, passwords, readiness, hub, writer, Retention(store, clock), *office.parts]
     local = local_token_file()
     if local is not None and not settings.is_exposed:
         parts.append(LocalToken(store, clock, address, local))
@@ -47,6 +57,7 @@ def build_state(settings: ServerSettings, store: Store, clock: Clock, address: s
         bell = Bell(store, newest, watch, clock)
         writer.listen(lambda committed: bell.ring(committed.seq_to))
         parts.append(bell)
+        bells.append(bell)
     return ServerState(
         settings=settings,
         store=store,
@@ -65,5 +76,6 @@ def build_state(settings: ServerSettings, store: Store, clock: Clock, address: s
         writer=writer,
         shaper=Shaper(),
         arrivals=Arrivals(),
+        office=office,
         parts=tuple(parts),
     )

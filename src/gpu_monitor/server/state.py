@@ -21,6 +21,7 @@ from gpu_monitor.server.live.hub import Hub
 from gpu_monitor.server.live.newest import Newest
 from gpu_monitor.server.live.watch import WatchList
 from gpu_monitor.server.metrics import OwnMetrics
+from gpu_monitor.server.notify.office import Office
 from gpu_monitor.server.readiness import Readiness
 from gpu_monitor.server.store.engine import Store
 from gpu_monitor.server.store.shape import Shaper
@@ -59,6 +60,7 @@ class ServerState:
     writer: GroupWriter
     shaper: Shaper
     arrivals: Arrivals
+    office: Office
     parts: tuple[Part, ...]
 
 

@@ -21,3 +21,8 @@ def ensure_contract(connection: Connection, number: str) -> int:
     found = find_contract(connection, number)
     assert found is not None
     return found
+
+
+def contract_numbers(connection: Connection) -> dict[int, str]:
+    """Every contract's number by its id."""
+    return {row.id: row.number for row in connection.execute(select(contracts))}

@@ -1,0 +1,133 @@
+"""Every kind of rule, one line each: what it looks at, and the function that judges."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import msgspec
+
+from gpu_monitor.core.errors import UsageError
+from gpu_monitor.server.alerts.rules import (
+    coverage,
+    disk,
+    held,
+    late,
+    lost,
+    silent,
+    skew,
+    threshold,
+    throttled,
+    xid,
+)
+from gpu_monitor.server.alerts.window import Judgement, Spec
+
+Scope = Literal["gpu", "node", "server"]
+AnySpec = (
+    threshold.Threshold
+    | silent.Silent
+    | late.Late
+    | lost.Lost
+    | xid.XidErrors
+    | throttled.Throttled
+    | held.Held
+    | coverage.Coverage
+    | skew.Skew
+    | disk.Disk
+)
+
+
+@dataclass(frozen=True)
+class RuleKind:
+    """One kind. `judge` is pure: its settings and a window of its scope give a judgement."""
+
+    name: str
+    spec: type[Spec]
+    judge: Callable[[Any, Any], Judgement]
+    metrics: Callable[[Any], tuple[str, ...]] | None = None
+
+
+KINDS: tuple[RuleKind, ...] = (
+    RuleKind("threshold", threshold.Threshold, threshold.judge, threshold.metrics),
+    RuleKind("silent", silent.Silent, silent.judge),
+    RuleKind("late", late.Late, late.judge),
+    RuleKind("lost", lost.Lost, lost.judge, lost.metrics),
+    RuleKind("xid", xid.XidErrors, xid.judge, xid.metrics),
+    RuleKind("throttled", throttled.Throttled, throttled.judge, throttled.metrics),
+    RuleKind("held", held.Held, held.judge, held.metrics),
+    RuleKind("coverage", coverage.Coverage, coverage.judge, coverage.metrics),
+    RuleKind("skew", skew.Skew, skew.judge),
+    RuleKind("disk", disk.Disk, disk.judge, disk.metrics),
+)
+_BY_NAME = {kind.name: kind for kind in KINDS}
+_decoder = msgspec.json.Decoder(AnySpec)
+
+
+def kind_of(spec: AnySpec) -> RuleKind:
+    """The kind that judges by these settings."""
+    return _BY_NAME[name_of(spec)]
+
+
+def name_of(spec: AnySpec) -> str:
+    """The name of its kind."""
+    return str(spec.__struct_config__.tag)
+
+
+def scope_of(spec: AnySpec) -> Scope:
+    """What the rule is about: each GPU, each node, or the server."""
+    if isinstance(spec, (silent.Silent, late.Late, skew.Skew)):
+        return "node"
+    if isinstance(spec, disk.Disk):
+        return spec.of
+    if isinstance(spec, threshold.Threshold) and spec.of == "host":
+        return "node"
+    return "gpu"
+
+
+def duration_of(spec: AnySpec) -> float:
+    """How far back its window must reach, s."""
+    return float(getattr(spec, "for_seconds", 0) or getattr(spec, "quiet_seconds", 0))
+
+
+def metrics_of(spec: AnySpec) -> tuple[str, ...]:
+    """The metrics it reads."""
+    metrics = kind_of(spec).metrics
+    return () if metrics is None else metrics(spec)
+
+
+def read_spec(text: str | bytes) -> AnySpec:
+    """The settings in JSON, checked; UsageError says what is wrong and where."""
+    try:
+        spec = _decoder.decode(text)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise UsageError(str(error)) from None
+    return checked(spec)
+
+
+def convert_spec(given: object) -> AnySpec:
+    """The settings in plain objects, checked likewise."""
+    try:
+        spec = msgspec.convert(given, AnySpec)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise UsageError(str(error)) from None
+    return checked(spec)
+
+
+def checked(spec: AnySpec) -> AnySpec:
+    """The same; UsageError where a metric or a class of Xids does not exist."""
+    if isinstance(spec, threshold.Threshold):
+        threshold.check(spec)
+    if isinstance(spec, xid.XidErrors) and (wrong := xid.unknown_actions(spec)):
+        raise UsageError(
+            f"actions: {', '.join(map(repr, wrong))} are no classes of Xids", f"Known: {xid.known_actions()}."
+        )
+    return spec
+
+
+def is_meant(spec: Spec, names: tuple[str | None, ...]) -> bool:
+    """Whether a subject with these names (ids, host name, model) is one the rule is about."""
+    return not spec.only or any(
+        name is not None and fnmatch.fnmatchcase(name, pattern) for pattern in spec.only for name in names
+    )

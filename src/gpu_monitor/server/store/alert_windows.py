@@ -1,0 +1,316 @@
+"""Reads what rules look at: the readings, gaps, events and states of a few hundred nodes at a time."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import msgspec
+from sqlalchemy import ColumnElement, Connection, Table, func, select
+
+from gpu_monitor.core.catalogue import BY_NAME, HOST_METRICS, Metric
+from gpu_monitor.core.xid import EVENT_KIND
+from gpu_monitor.server.alerts.window import Basis, Happening, Hole, Reading, Values
+from gpu_monitor.server.store.schema import (
+    LIVE_METRICS,
+    aggregates,
+    contracts,
+    events,
+    gaps,
+    gpus,
+    has_extremes,
+    host_hours,
+    latest,
+    nodes,
+    receipts,
+    samples,
+    scale_of,
+)
+
+HOUR = 3600
+LONGEST_PERIOD = 24
+"""Hours: a period that reaches into an hour begins less than this before it."""
+Key = tuple[int, int]
+"""A GPU: agent, ordinal."""
+_HOST = {metric.name: metric for metric in HOST_METRICS}
+_LIVE = {metric.name for metric in LIVE_METRICS}
+
+
+@dataclass(frozen=True)
+class NodeFacts:
+    """A node as alerts name it, and when it was heard of."""
+
+    agent: int
+    uuid: str
+    contract: int
+    contract_number: str
+    hostname: str | None
+    simulated: bool
+    first_seen: float
+    last_report: float | None
+    last_live: float | None
+    last_hour: int | None
+    period_seconds: int | None
+    interval_seconds: int | None
+    skew_seconds: float | None
+    skew_measured: float | None
+
+
+_NODE = [one.name for one in fields(NodeFacts) if one.name not in ("agent", "contract_number")]
+
+
+@dataclass(frozen=True)
+class GpuFacts:
+    """A GPU and its newest status; `time` is the end of what its newest values cover."""
+
+    key: Key
+    uid: str
+    name: str | None
+    simulated: bool
+    status: str | None
+    time: float | None
+    live: bool
+
+
+class Receipt(msgspec.Struct, frozen=True):
+    """When a period's report came. `end` is the end of the period (UTC epoch s)."""
+
+    end: float
+    received: float
+
+
+@dataclass
+class Histories:
+    """What was read, by GPU or node. Hours are those that the reports' periods begin with."""
+
+    live: dict[Key, list[Reading]] = field(default_factory=dict)
+    hours: dict[Key, list[tuple[int, Reading]]] = field(default_factory=dict)
+    hosts: dict[int, list[tuple[int, Reading]]] = field(default_factory=dict)
+    holes: dict[int, list[tuple[int, Hole]]] = field(default_factory=dict)
+    happenings: dict[int, list[tuple[int, str, Happening]]] = field(default_factory=dict)
+    receipts: dict[tuple[int, int], Receipt] = field(default_factory=dict)
+
+
+def every_agent(connection: Connection) -> list[int]:
+    """The numbers of all nodes."""
+    return list(connection.execute(select(nodes.c.id).order_by(nodes.c.id)).scalars())
+
+
+def load_nodes(connection: Connection, agents: Sequence[int]) -> dict[int, NodeFacts]:
+    """The nodes of these numbers."""
+    query = select(
+        nodes.c.id.label("agent"),
+        contracts.c.number.label("contract_number"),
+        *(nodes.c[name] for name in _NODE),
+    ).join(contracts, contracts.c.id == nodes.c.contract)
+    found = connection.execute(query.where(nodes.c.id.in_(agents)))
+    return {row["agent"]: NodeFacts(**row) for row in found.mappings()}
+
+
+def load_gpus(connection: Connection, agents: Sequence[int]) -> dict[int, list[GpuFacts]]:
+    """The GPUs of these nodes, by node."""
+    query = (
+        select(
+            gpus.c.agent,
+            gpus.c.ordinal,
+            gpus.c.uid,
+            gpus.c.name,
+            gpus.c.simulated,
+            latest.c.status,
+            latest.c.time,
+            latest.c.live,
+        )
+        .outerjoin(latest, (latest.c.agent == gpus.c.agent) & (latest.c.gpu == gpus.c.ordinal))
+        .where(gpus.c.agent.in_(agents))
+        .order_by(gpus.c.agent, gpus.c.ordinal)
+    )
+    found: dict[int, list[GpuFacts]] = defaultdict(list)
+    for agent, ordinal, uid, name, simulated, status, time, live in connection.execute(query):
+        found[agent].append(GpuFacts((agent, ordinal), uid, name, simulated, status, time, bool(live)))
+    return found
+
+
+def load_live(
+    connection: Connection, agents: Sequence[int], since: float, metrics: Iterable[str], into: Histories
+) -> None:
+    """The live minutes that begin at `since` or later."""
+    names = [name for name in metrics if name in _LIVE]
+    if not names:
+        return
+    query = (
+        select(
+            samples.c.agent,
+            samples.c.gpu,
+            samples.c.time,
+            samples.c.seconds,
+            *(samples.c[name] for name in names),
+        )
+        .where(samples.c.agent.in_(agents), samples.c.time >= int(since))
+        .order_by(samples.c.time)
+    )
+    scales = [scale_of(BY_NAME[name]) for name in names]
+    found: dict[Key, list[Reading]] = defaultdict(list)
+    for agent, gpu, time, seconds, *whole in connection.execute(query):
+        values = {}
+        for name, scale, value in zip(names, scales, whole, strict=True):
+            if value is not None:
+                mean = value / scale
+                values[name] = Values(mean, mean, mean)
+        found[agent, gpu].append(Reading(float(time), time + seconds / 10, True, values))
+    into.live.update(found)
+
+
+def load_receipts(
+    connection: Connection, agents: Sequence[int], first: int, last: int, into: Histories
+) -> None:
+    """When the reports of the hours from `first` to `last` came, and how long their periods are."""
+    query = select(receipts.c.agent, receipts.c.hour, receipts.c.period_seconds, receipts.c.received)
+    query = query.where(receipts.c.agent.in_(agents), receipts.c.hour.between(first, last))
+    for agent, hour, period, received in connection.execute(query):
+        into.receipts[agent, hour] = Receipt(float(hour * HOUR + period), received)
+
+
+def load_hours(
+    connection: Connection,
+    agents: Sequence[int],
+    first: int,
+    last: int,
+    metrics: Iterable[str],
+    into: Histories,
+) -> None:
+    """The GPUs' periods that begin in the hours from `first` to `last`; their receipts must be there."""
+    wanted = [BY_NAME[name] for name in metrics if name in aggregates.c]
+    basis = ("seconds", "coverage", "held_idle_seconds")
+    query = (
+        select(
+            aggregates.c.agent,
+            aggregates.c.gpu,
+            aggregates.c.hour,
+            *(aggregates.c[name] for name in basis),
+            *_columns(aggregates, wanted),
+        )
+        .where(aggregates.c.hour.between(first, last), aggregates.c.agent.in_(agents))
+        .order_by(aggregates.c.hour)
+    )
+    shadows = _shadows(connection, agents, first, into)
+    found: dict[Key, list[tuple[int, Reading]]] = defaultdict(list)
+    for agent, gpu, hour, seconds, coverage, held, *whole in connection.execute(query):
+        start = float(hour * HOUR)
+        receipt = into.receipts.get((agent, hour))
+        end = start + HOUR if receipt is None else receipt.end
+        live = sum(shadows.get((agent, gpu, one), 0.0) for one in range(hour, int(end) // HOUR))
+        told = Basis(_tenths(seconds), None if coverage is None else coverage / 10_000, _tenths(held))
+        reading = Reading(start, end, False, _values(wanted, whole), told, live >= (end - start) / 2)
+        found[agent, gpu].append((hour, reading))
+    into.hours.update(found)
+
+
+def load_hosts(
+    connection: Connection,
+    agents: Sequence[int],
+    first: int,
+    last: int,
+    metrics: Iterable[str],
+    into: Histories,
+) -> None:
+    """The machines' periods, likewise."""
+    wanted = [_HOST[name] for name in metrics if name in _HOST]
+    if not wanted:
+        return
+    query = (
+        select(host_hours.c.agent, host_hours.c.hour, *_columns(host_hours, wanted))
+        .where(host_hours.c.hour.between(first, last), host_hours.c.agent.in_(agents))
+        .order_by(host_hours.c.hour)
+    )
+    found: dict[int, list[tuple[int, Reading]]] = defaultdict(list)
+    for agent, hour, *whole in connection.execute(query):
+        receipt = into.receipts.get((agent, hour))
+        start = float(hour * HOUR)
+        end = start + HOUR if receipt is None else receipt.end
+        found[agent].append((hour, Reading(start, end, False, _values(wanted, whole))))
+    into.hosts.update(found)
+
+
+def load_holes(connection: Connection, agents: Sequence[int], first: int, last: int, into: Histories) -> None:
+    """The gaps in reports of those hours."""
+    query = select(gaps.c.agent, gaps.c.hour, gaps.c.start, gaps.c.stop, gaps.c.cause, gaps.c.uid)
+    query = query.where(gaps.c.agent.in_(agents), gaps.c.hour.between(first, last))
+    for agent, hour, start, stop, cause, uid in connection.execute(query):
+        into.holes.setdefault(agent, []).append((hour, Hole(start, stop, cause, uid)))
+
+
+def load_happenings(
+    connection: Connection, agents: Sequence[int], first: int, last: int, into: Histories
+) -> None:
+    """The Xids in reports of those hours, with the uid of their GPU."""
+    query = select(
+        events.c.agent, events.c.hour, events.c.time, events.c.uid, events.c.message, events.c.detail
+    )
+    query = query.where(
+        events.c.agent.in_(agents), events.c.hour.between(first, last), events.c.kind == EVENT_KIND
+    )
+    for agent, hour, time, uid, message, detail in connection.execute(query):
+        if uid is not None:
+            told = _xid_of(detail)
+            one = Happening(time, EVENT_KIND, message, told.xid, told.text or "")
+            into.happenings.setdefault(agent, []).append((hour, uid, one))
+
+
+class _Detail(msgspec.Struct, frozen=True):
+    xid: int | None = None
+    text: str | None = None
+
+
+_detail = msgspec.json.Decoder(_Detail)
+
+
+def _xid_of(text: str | None) -> _Detail:
+    """What the event says of its Xid; nothing where it says it in another form than ours."""
+    try:
+        return _Detail() if text is None else _detail.decode(text)
+    except (msgspec.MsgspecError, ValueError):
+        return _Detail()
+
+
+def _shadows(
+    connection: Connection, agents: Sequence[int], first: int, into: Histories
+) -> dict[tuple[int, int, int], float]:
+    """How many seconds of each hour live minutes tell of, by agent, GPU and hour."""
+    hour = (samples.c.time - samples.c.time % HOUR) / HOUR
+    until = max((receipt.end for receipt in into.receipts.values()), default=0.0)
+    query = (
+        select(samples.c.agent, samples.c.gpu, hour, func.sum(samples.c.seconds))
+        .where(samples.c.agent.in_(agents), samples.c.time >= first * HOUR, samples.c.time < int(until))
+        .group_by(samples.c.agent, samples.c.gpu, hour)
+    )
+    return {(agent, gpu, int(of)): total / 10 for agent, gpu, of, total in connection.execute(query)}
+
+
+def _columns(table: Table, wanted: Iterable[Metric]) -> list[ColumnElement[Any]]:
+    found: list[ColumnElement[Any]] = []
+    for metric in wanted:
+        found.append(table.c[metric.name])
+        if has_extremes(metric):
+            found += [table.c[f"{metric.name}_lo"], table.c[f"{metric.name}_hi"]]
+    return found
+
+
+def _values(wanted: Iterable[Metric], whole: Sequence[int | None]) -> dict[str, Values]:
+    values: dict[str, Values] = {}
+    at = 0
+    for metric in wanted:
+        middle, scale = whole[at], scale_of(metric)
+        at += 1
+        low = high = 0
+        if has_extremes(metric):
+            low, high = whole[at] or 0, whole[at + 1] or 0
+            at += 2
+        if middle is not None:
+            values[metric.name] = Values(middle / scale, (middle - low) / scale, (middle + high) / scale)
+    return values
+
+
+def _tenths(whole: int | None) -> float | None:
+    return None if whole is None else whole / 10
