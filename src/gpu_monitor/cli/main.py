@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "export": ("gpu_monitor.cli.export", "rows or hours as CSV or JSON"),
     "import": ("gpu_monitor.cli.import_", "recorded nvidia-smi logs into the store"),
     "resend": ("gpu_monitor.cli.resend", "send rejected or parked reports again"),
+    "demo": ("gpu_monitor.cli.demo", "agent and server together, to look at"),
     "serve": ("gpu_monitor.cli.serve", "run the central server"),
     "token": ("gpu_monitor.cli.token", "make, list or revoke the server's tokens"),
     "user": ("gpu_monitor.cli.user", "the people who may log in to the server"),
