@@ -121,7 +121,9 @@ def series_of(
         chosen = _source(connection, target, asked, names, source)
         for name in names:
             _check_fit(name, target, chosen, agg)
-        step = step_for(asked, _base(target, chosen), max_points)
+        base = _base(target, chosen)
+        asked = _whole_slots(asked, base) if chosen == "hours" else asked
+        step = step_for(asked, base, max_points)
         questions = [Question(name, target, asked, step, agg, chosen, is_in) for name in names]
         _check_size(questions, target, asked, chosen, is_in)
         found = [series(connection, question) for question in questions]
@@ -194,6 +196,13 @@ def _base(target: Target, source: Source) -> int:
     if source == "hours":
         return target.period
     return 1 if target.kind == "gpu" else target.interval
+
+
+def _whole_slots(asked: Span, base: int) -> Span:
+    """The span, begun and ended with whole periods where these are longer than an hour."""
+    if base <= HOUR:
+        return asked
+    return Span(asked.since // base * base, -(-asked.until // base) * base)
 
 
 def _check_size(

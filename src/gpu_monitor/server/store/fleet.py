@@ -23,7 +23,9 @@ SILENT = "silent"
 
 
 class FleetTotals(msgspec.Struct, kw_only=True):
-    """What the fleet comes to. GPUs count as now while their newest value does; null where nothing is known.
+    """What the fleet comes to; MIG instances count as part of their GPU.
+
+    GPUs count as now while their newest value does; null where nothing is known.
 
     `gpus_failed`: the node says that something is wrong with it. Idle and held are meant as in usage.
     `gpu_utilization` is the mean over the GPUs that tell it; the rest are sums over those that tell it.
@@ -100,7 +102,9 @@ def fleet_now(
         query = query.where(gpus.c.agent.in_(held))
     sums, excluded, rows = _Sums(), 0, []
     times: dict[float | None, str | None] = {None: None}  # many GPUs share one
-    for row in connection.execute(query).all():
+    found = connection.execute(query).all()
+    uids = {row[1] for row in found}
+    for row in found:
         agent, uid, source, is_simulated, name, body, time, live, status, coverage = row[:_LEAD]
         node = held.get(agent)
         if node is None:
@@ -110,7 +114,7 @@ def fleet_now(
         identity = identity_of(body)
         if is_simulated and not simulated:
             excluded += 1
-        else:
+        elif identity.parent_uid not in uids:
             sums.add(values, identity.memory_total, is_now, status)
         if time not in times:
             times[time] = stamp(time)

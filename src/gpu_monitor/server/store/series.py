@@ -25,6 +25,7 @@ from sqlalchemy import (
     literal,
     or_,
     select,
+    tuple_,
 )
 
 from gpu_monitor.core.catalogue import HOST_METRICS, SAMPLED, Kind, Metric, round_value, throttle_names
@@ -72,8 +73,9 @@ class Series(msgspec.Struct, frozen=True, kw_only=True):
     """One metric, column by column; all columns are equally long. `time` is the start of the step.
 
     `value` is what `agg` makes of the step, null where nothing is known; `min` and `max` what it ranged
-    over; `gpus` how many gave a value at once; `coverage` which part of the step's time was recorded of
-    the GPUs that gave anything.
+    over; `gpus` how many gave a value at once; `coverage` which part of the time was recorded of the GPUs that
+    gave anything (null for live minutes, which promise nothing). A sum of powers or the like is what was
+    recorded, spread over the whole step: with half of the time missing it is half as much.
     """
 
     metric: str
@@ -141,11 +143,11 @@ class Question:
         return places is not None and len(places) == 1
 
     @property
-    def is_plain(self) -> bool:
-        """Whether a step holds one time only, so that nothing need be joined."""
-        if self.source == "minutes":
-            return self.step == 1 and self.is_one_row
-        return self.step == HOUR
+    def slot(self) -> int:
+        """Seconds of one time: of a period, of an interval; of one GPU's minutes as they come, one."""
+        if self.source == "hours":
+            return self.target.period
+        return 1 if self.is_one_row else self.target.interval
 
     @property
     def is_summed_up(self) -> bool:
@@ -166,39 +168,42 @@ def step_for(span: Span, base: int, max_points: int) -> int:
 
 def series(connection: Connection, question: Question) -> Series:
     """The answer; without a point where nothing is known at all."""
-    each, scale = _per_time(question)
-    per_step = question.step if question.source == "minutes" else question.step // HOUR
-    if question.is_plain:
+    each, scale = _per_slot(question)
+    if question.step == question.slot:
         query = each.order_by(each.selected_columns.at)
     else:
         inner = each.subquery()
-        bucket = inner.c.at // per_step
+        bucket = inner.c.at // (question.step // question.slot)
         query = select(bucket, *_joined(question, inner)).group_by(bucket).order_by(bucket)
     return _Shaper(question, scale).shape(connection.execute(query).all())
 
 
 def _joined(question: Question, inner: Any) -> list[ColumnElement[Any]]:
-    """The columns of a step from those of its times, in the order of `_Step` after the bucket."""
+    """The columns of a step from those of its slots, in the order of `_per_slot`."""
     value = inner.c.value
-    if question.agg == "sum" and not question.is_total:
-        mean: ColumnElement[Any] = func.avg(value)
-    elif question.agg == "sum" or question.is_total:
-        mean = func.sum(value)
+    if question.is_total:
+        joined: ColumnElement[Any] = func.sum(value)
+    elif question.agg == "sum":
+        joined = func.avg(value)
     else:
-        mean = func.sum(value * inner.c.weight) / func.sum(case((value.is_not(None), inner.c.weight)))
+        joined = func.sum(value * inner.c.weight) / func.sum(case((value.is_not(None), inner.c.weight)))
     return [
         func.count(),
-        mean,
+        joined,
         func.min(inner.c.low),
         func.max(inner.c.high),
         func.max(inner.c.gpus),
-        func.max(inner.c.rows),
         func.sum(inner.c.seconds),
+        func.sum(inner.c.possible),
     ]
 
 
-def _per_time(question: Question) -> tuple[Select[Any], float]:
-    """A query with one row for each time, in the order of `_Step`, and what its values are multiplied with."""
+def _per_slot(question: Question) -> tuple[Select[Any], float]:
+    """A query with one row for each slot, and what its values are multiplied with.
+
+    at (its number), how many it is (1), value, least and greatest, GPUs that gave one, seconds recorded and
+    possible, and the weight of the value in a mean over time.
+    """
     if question.is_summed_up:
         return _fleet_hours(question), scale_of(question.metric) / FLEET_UNITS.get(question.metric.name, 1)
     if question.name.startswith(HOST_PREFIX):
@@ -210,13 +215,16 @@ def _per_time(question: Question) -> tuple[Select[Any], float]:
 
 
 def _inside(question: Question, table: FromClause) -> tuple[ColumnElement[Any], ColumnElement[bool]]:
-    """The column that tells the time, and the condition that it is in the span."""
+    """The number of a row's slot, and the condition that the row is in the span."""
     span = question.span
     if table is samples:
-        at: ColumnElement[Any] = samples.c.time
-        return at, and_(at >= int(-(-span.since // 1)), at < span.until)
-    at = table.c.hour
-    return at, and_(at >= span.first_hour, at < span.end_hour)
+        time: ColumnElement[Any] = samples.c.time
+        slot = question.slot
+        inside = and_(time >= int(-(-span.since // 1)), time < span.until)
+    else:
+        time, slot = table.c.hour, question.slot // HOUR
+        inside = and_(time >= span.first_hour, time < span.end_hour)
+    return time if slot == 1 else time // slot, inside
 
 
 def _readings(question: Question, table: FromClause) -> tuple[ColumnElement[Any], ...]:
@@ -229,47 +237,60 @@ def _readings(question: Question, table: FromClause) -> tuple[ColumnElement[Any]
     return value, low, value + func.coalesce(table.c[f"{metric.name}_hi"], 0)
 
 
+def _period(table: FromClause) -> ColumnElement[Any]:
+    """Tenths of seconds of a row's period: what was recorded by its coverage. Of live samples, themselves."""
+    seconds = cast(table.c.seconds, Double)
+    if table is samples:
+        return seconds
+    return seconds * 10_000.0 / func.nullif(cast(table.c.coverage, Double), 0.0)
+
+
 def _of_one(question: Question, table: FromClause) -> Select[Any]:
     """Rows of one GPU or host, where there is one for each time."""
     at, inside = _inside(question, table)
     value, low, high = _readings(question, table)
     query = select(
         at.label("at"),
-        literal(1).label("times"),
+        literal(1).label("slots"),
         value.label("value"),
         low.label("low"),
         high.label("high"),
         case((value.is_(None), 0), else_=1).label("gpus"),
-        literal(1).label("rows"),
         table.c.seconds.label("seconds"),
+        _period(table).label("possible"),
         cast(table.c.seconds, Double).label("weight"),
     )
     return _restricted(query, question, table).where(inside)
 
 
 def _of_rows(question: Question, table: FromClause) -> Select[Any]:
-    """Sums over the GPUs of each time, of hours or of live minutes."""
+    """Sums over the GPUs of each slot, of hours or of live minutes."""
     at, inside = _inside(question, table)
     value, low, high = _readings(question, table)
+    is_known = value.is_not(None)
     # Floats: a day of 10,000 GPUs' bytes times tenths of seconds passes 64 bits, and SQLite then fails.
-    weight = func.sum(case((value.is_not(None), cast(table.c.seconds, Double))))
-    total = func.sum(cast(value, Double))
-    if question.agg == "sum":
-        shown: tuple[ColumnElement[Any], ...] = (total, total, total)
-    elif question.is_total:
-        shown = (total / func.nullif(func.count(value), 0), func.min(low), func.max(high))
+    weight = func.sum(case((is_known, cast(table.c.seconds, Double))))
+    weighted = func.sum(cast(value, Double) * table.c.seconds)
+    count = func.sum(case((is_known, _period(table)), else_=0.0)) / (question.slot * 10.0)
+    if question.is_total:
+        total = func.sum(cast(value, Double))
+        shown = total if question.agg == "sum" else total / func.nullif(count, 0.0)
     else:
-        weighted = func.sum(cast(value, Double) * table.c.seconds)
-        shown = (weighted / func.nullif(weight, 0.0), func.min(low), func.max(high))
+        shown = (
+            weighted / (question.slot * 10.0)
+            if question.agg == "sum"
+            else weighted / func.nullif(weight, 0.0)
+        )
+    is_sum = question.agg == "sum"
     query = select(
         at.label("at"),
-        literal(1).label("times"),
-        shown[0].label("value"),
-        shown[1].label("low"),
-        shown[2].label("high"),
-        func.count(value).label("gpus"),
-        func.count().label("rows"),
+        literal(1).label("slots"),
+        shown.label("value"),
+        (shown if is_sum else func.min(low)).label("low"),
+        (shown if is_sum else func.max(high)).label("high"),
+        func.coalesce(count, 0.0).label("gpus"),
         func.sum(table.c.seconds).label("seconds"),
+        func.sum(_period(table)).label("possible"),
         weight.label("weight"),
     ).where(inside)
     return _restricted(query, question, table).group_by(at)
@@ -288,6 +309,8 @@ def _restricted(query: Select[Any], question: Question, table: FromClause) -> Se
         joined = joined.where(gpus.c.simulated.is_(False))
     if target.agents is not None:
         joined = joined.where(table.c.agent.in_(target.agents))
+    if target.instances:
+        joined = joined.where(tuple_(table.c.agent, table.c.gpu).not_in(target.instances))
     if target.model is not None:
         joined = joined.where(gpus.c.name == target.model)
     return joined
@@ -302,28 +325,31 @@ def _fleet_hours(question: Question) -> Select[Any]:
         conditions.append(table.c.contract.in_(question.target.contracts))
     if not question.simulated:
         conditions.append(table.c.simulated.is_(False))
-    seconds, rows = func.sum(table.c.seconds), func.sum(table.c.gpus)
+    seconds, possible = func.sum(table.c.seconds), func.sum(table.c.period_seconds) * 10
+    slot = question.slot * 10.0
+    value: ColumnElement[Any]
     weight: ColumnElement[Any]
     if name in IN_FLEET_HOURS:
         weighted = cast(func.sum(table.c[f"{name}_sum"]), Double)
         weight = func.nullif(cast(func.sum(table.c[f"{name}_seconds"]), Double), 0.0)
-        # How many gave it: their part of the recorded time. What they came to at once: that many means.
-        count: ColumnElement[Any] = rows * weight / func.nullif(seconds, 0)
-        value = weighted / weight if question.agg != "sum" else weighted * rows / func.nullif(seconds, 0)
+        # How many gave it: their part of the recorded time.
+        count: ColumnElement[Any] = possible * weight / func.nullif(seconds, 0) / slot
+        value = case((weight > 0, weighted / slot)) if question.agg == "sum" else weighted / weight
     else:
-        count = func.sum(table.c.energy_rows) if name == "energy" else rows
-        weight = cast(func.nullif(count, 0), Double)
-        value = cast(func.sum(table.c[name]), Double)
-        value = case((weight > 0, value)) if question.agg == "sum" else value / weight
+        rows = func.sum(table.c.energy_rows) if name == "energy" else func.sum(table.c.gpus)
+        count = possible * rows / func.nullif(func.sum(table.c.gpus), 0) / slot
+        weight = cast(func.nullif(rows, 0), Double)
+        value = case((weight > 0, cast(func.sum(table.c[name]), Double)))
+        value = value if question.agg == "sum" else value / count
     query = select(
         at.label("at"),
-        literal(1).label("times"),
+        literal(1).label("slots"),
         value.label("value"),
         value.label("low"),
         value.label("high"),
         func.coalesce(count, 0).label("gpus"),
-        rows.label("rows"),
         seconds.label("seconds"),
+        possible.label("possible"),
         weight.label("weight"),
     )
     return query.where(*conditions).group_by(at)
@@ -339,27 +365,27 @@ class _Shaper:
 
     def shape(self, rows: Sequence[Any]) -> Series:
         """The series of these steps."""
-        question, step, target = self._question, self._question.step, self._question.target
-        unit = HOUR if question.is_plain and question.source == "hours" else step
-        hole = max(step, target.spacing) if question.source == "minutes" else step
+        question, step = self._question, self._question.step
+        is_live = question.source == "minutes"
+        hole = max(step, question.target.spacing) if is_live else step
         is_flags = self._metric.kind is Kind.FLAGS
         found: list[tuple[Any, ...]] = []
         before: int | None = None
         thinned = False
-        for bucket, times, value, low, high, gpu_count, row_count, seconds, *_ in rows:
-            start = bucket * unit
+        for bucket, slots, value, low, high, gpu_count, seconds, possible, *_ in rows:
+            start = bucket * step
             if before is not None and start - before > hole:
-                found.append((self._time(before + step), None, None, None, 0, 0.0))
-            thinned = thinned or times > 1
+                found.append((self._time(before + step), None, None, None, 0, None if is_live else 0.0))
+            thinned = thinned or slots > 1
             if is_flags:
                 shown: Any = None if high is None else throttle_names(int(high))
                 low = high = None
             else:
-                shown = self._shown(value)
+                shown = self._shown({"min": low, "max": high}.get(question.agg, value))
             found.append(
                 (
                     self._time(start), shown, self._shown(low), self._shown(high), round(gpu_count),
-                    self._coverage(float(seconds), row_count, start),
+                    None if is_live or not possible else min(1.0, round(float(seconds) / float(possible), 4)),
                 )
             )  # fmt: skip
             before = start
@@ -381,14 +407,3 @@ class _Shaper:
         if value is None:
             return None
         return round_value(self._metric, float(value) / self._scale)
-
-    def _coverage(self, seconds: float, rows: int, start: int) -> float | None:
-        span, step = self._question.span, self._question.step
-        possible = min(span.until, start + step) - max(span.since, start)
-        if self._question.source == "hours":
-            # A whole period counts where it begins in the span.
-            possible = min(max(possible, HOUR), step)
-        elif step < self._question.target.interval:
-            possible = self._question.target.interval
-        possible *= rows
-        return min(1.0, round(seconds / 10 / possible, 4)) if possible > 0 else None

@@ -12,7 +12,8 @@ from gpu_monitor.server.auth.principal import Principal
 from gpu_monitor.server.auth.visible import contract_filter
 from gpu_monitor.server.store.gpus import Place, places_of
 from gpu_monitor.server.store.nodes import find_agents
-from gpu_monitor.server.store.schema import contracts, gpus, nodes, samples
+from gpu_monitor.server.store.schema import contracts, facts, gpus, nodes, samples
+from gpu_monitor.server.store.values import identity_of
 
 TargetKind = Literal["gpu", "node", "contract", "model", "fleet"]
 _INTERVAL = 60
@@ -20,9 +21,9 @@ _INTERVAL = 60
 
 @dataclass(frozen=True)
 class Target:
-    """Which rows: None does not restrict. `spacing`: seconds between live samples; `period`: of the longest report.
+    """Which rows: None does not restrict. `interval`: seconds between live samples, `spacing`: beyond which one is missing.
 
-    `gpus` and `simulated_gpus` count what it has of each.
+    `period` is that of the longest report. `gpus` and `simulated_gpus` count what it has of each.
     """
 
     kind: TargetKind
@@ -32,9 +33,11 @@ class Target:
     model: str | None = None
     gpus: int = 0
     simulated_gpus: int = 0
-    spacing: int = 2 * _INTERVAL
+    spacing: int = _INTERVAL * 3 // 2
     interval: int = _INTERVAL
     period: int = 3600
+    instances: tuple[Place, ...] = ()
+    """MIG instances whose GPU is there too: no part of sums."""
 
     @property
     def is_whole_contracts(self) -> bool:
@@ -107,11 +110,24 @@ def _described(connection: Connection, target: Target, *conditions: ColumnElemen
         .group_by(gpus.c.simulated)
     )
     rows = connection.execute(query).all()
+    instances = () if target.kind == "gpu" else _instances(connection, *conditions)
     interval = max((row.interval or _INTERVAL for row in rows), default=_INTERVAL)
     return Target(
         target.kind, target.places, target.agents, target.contracts, target.model,
         gpus=sum(row.gpu_count for row in rows if not row.simulated),
         simulated_gpus=sum(row.gpu_count for row in rows if row.simulated),
-        spacing=2 * interval, interval=interval,
-        period=max((row.period or 3600 for row in rows), default=3600),
+        spacing=interval * 3 // 2, interval=interval,
+        period=max((row.period or 3600 for row in rows), default=3600), instances=instances,
     )  # fmt: skip
+
+
+def _instances(connection: Connection, *conditions: ColumnElement[bool]) -> tuple[Place, ...]:
+    query = (
+        select(gpus.c.agent, gpus.c.ordinal, gpus.c.uid, facts.c.body)
+        .join(nodes, nodes.c.id == gpus.c.agent)
+        .join(facts, facts.c.id == gpus.c.identity)
+        .where(*conditions)
+    )
+    found = [(row[0], row[1], row[2], identity_of(row[3]).parent_uid) for row in connection.execute(query)]
+    uids = {uid for _, _, uid, _ in found}
+    return tuple((agent, ordinal) for agent, ordinal, _, parent in found if parent in uids)

@@ -23,6 +23,7 @@ from sqlalchemy import (
     exists,
     func,
     literal,
+    literal_column,
     select,
     tuple_,
 )
@@ -465,14 +466,16 @@ def _presence(connection: Connection, found: _Found, span: Span) -> tuple[Presen
     """Who was where in the span, and the GPUs on which somebody was. A process is one, over all its reports."""
     agents = sorted({agent for agent, _ in found.places})
     row = processes.c
+    # In the statement, not beside it: PostgreSQL does not see that two parameters are one.
+    user = func.coalesce(row.user, literal_column(f"'{UNKNOWN_USER}'"))
     query = (
         select(
-            row.agent, row.uid, func.coalesce(row.user, UNKNOWN_USER).label("user"), func.min(row.first_seen).label("first"),
+            row.agent, row.uid, user.label("user"), func.min(row.first_seen).label("first"),
             func.max(row.last_seen).label("last"),
         )
         .where(row.last_seen >= span.since, row.first_seen < span.until + DAY, row.hour >= span.first_hour - _LONGEST_HOURS,
                row.hour < span.end_hour + _LONGEST_HOURS, row.agent.in_(agents))
-        .group_by(row.agent, row.uid, func.coalesce(row.user, UNKNOWN_USER), row.boot_id, row.pid, row.start_ticks)
+        .group_by(row.agent, row.uid, user, row.boot_id, row.pid, row.start_ticks)
     )  # fmt: skip
     every = {agent: float(card.interval_seconds) for (agent, _), card in found.places.items()}
     parents = {card.uid: card.parent_uid for card in found.places.values() if card.parent_uid is not None}

@@ -1,0 +1,5 @@
+"""What the tests of the running server share."""
+
+from __future__ import annotations
+
+from tests.server.asking import asked as asked

@@ -1,0 +1,138 @@
+"""What machines and people read beside the questions: /metrics, /openapi.json, /docs, the first page."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.server.asking import Asked
+from tests.server.known import BUSY, PLAIN
+from tests.server.rig import serving
+
+GOLDEN = Path(__file__).parents[2] / "golden" / "openapi.json"
+PROMTOOL = shutil.which("promtool")
+
+
+def test_metrics_are_what_prometheus_takes(asked: Asked) -> None:
+    if PROMTOOL is None:
+        pytest.skip("there is no promtool here: install the package prometheus")
+    text = asked.server.ask("GET", "/metrics").body
+    checked = subprocess.run([PROMTOOL, "check", "metrics"], input=text, capture_output=True, check=False)
+    assert (checked.returncode, checked.stdout + checked.stderr) == (0, b"")
+
+
+def test_metrics_hold_what_counts_as_now(asked: Asked) -> None:
+    answer = asked.server.ask("GET", "/metrics")
+    assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+    lines = answer.body.decode().splitlines()
+    labels = f'{{uid="{BUSY}",node="00000000-0000-4000-8000-00000000000a",contract="100",simulated="false"'
+    assert f"gpu_monitor_power_usage_watts{labels}}} 350.25" in lines
+    assert f"gpu_monitor_gpu_utilization_percent{labels}}} 90.5" in lines
+    assert f'gpu_monitor_throttled{labels},reason="sw_power_cap"}} 1' in lines
+    assert not [line for line in lines if PLAIN in line and line.startswith("gpu_monitor_power_usage_watts")]
+    assert [line for line in lines if PLAIN in line and line.startswith("gpu_monitor_gpu_info")]
+    assert 'simulated="true"' in answer.body.decode()
+    assert "gpu_monitor_server_nodes 4" in lines
+    assert "gpu_monitor_server_silent_agents 2" in lines
+    assert "gpu_monitor_server_queue_reports 0" in lines
+
+
+class _Page(HTMLParser):
+    """What a page refers to and whether any of it is inline."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.addresses: list[str] = []
+        self.inline: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        self.addresses += [value for name, value in attrs if name in ("href", "src") and value]
+        if tag == "style" or (tag == "script" and not given.get("src")):
+            self.inline.append(tag)
+        self.inline += [name for name in given if name == "style" or name.startswith("on")]
+
+
+@pytest.mark.parametrize("path", ["/", "/docs"])
+def test_pages_come_from_this_machine_alone(asked: Asked, path: str) -> None:
+    answer = asked.server.ask("GET", path)
+    assert answer.status == 200
+    assert answer.headers["content-type"] == "text/html; charset=utf-8"
+    policy = answer.headers["content-security-policy"]
+    assert "unsafe" not in policy
+    assert not re.search(r"https?:", policy)
+    page = _Page()
+    page.feed(answer.body.decode())
+    assert page.inline == []
+    assert page.addresses
+    for address in page.addresses:
+        assert not address.startswith(("http", "//", "/")), "relative, so that it works behind a path"
+        found = asked.server.ask("GET", f"/{address.lstrip('.')}")
+        assert found.status == 200, address
+        assert not re.search(rb"https?://(?!www\.w3\.org)", found.body), address
+
+
+def test_the_first_page_says_how_many_report(asked: Asked) -> None:
+    text = asked.server.ask("GET", "/").body.decode()
+    # Of the three real nodes node-a speaks; of the four real GPUs its two.
+    assert "<dd>1 of 3</dd>" in text
+    assert "<dd>2 of 4</dd>" in text
+    assert "1 simulated GPUs" in text
+
+
+def test_the_first_page_of_an_empty_server_says_how_to_begin(tmp_path: Path) -> None:
+    with serving(tmp_path) as server:
+        assert b"No node has reported yet" in server.ask("GET", "/").body
+
+
+def described(asked: Asked) -> dict[str, Any]:
+    answer = asked.server.ask("GET", "/openapi.json")
+    assert answer.status == 200
+    found: dict[str, Any] = answer.json
+    return found
+
+
+def test_the_description_is_the_one_on_record(asked: Asked) -> None:
+    """A change of the API shows in the change of this file; GPU_MONITOR_GOLDEN=write writes it."""
+    text = json.dumps(described(asked), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    if os.environ.get("GPU_MONITOR_GOLDEN") == "write":
+        GOLDEN.write_text(text, encoding="utf-8")
+    assert text == GOLDEN.read_text(encoding="utf-8")
+
+
+def test_every_shape_that_is_named_is_described(asked: Asked) -> None:
+    found = described(asked)
+    named = set(re.findall(r'"#/components/schemas/([^"]+)"', json.dumps(found)))
+    assert named <= set(found["components"]["schemas"])
+    assert {"FleetNow", "FleetGpu", "SeriesAnswer", "UsageLine", "ProblemDetails"} <= named
+
+
+def test_every_question_is_described_with_its_refusal(asked: Asked) -> None:
+    wrong = []
+    for path, methods in described(asked)["paths"].items():
+        for method, one in methods.items():
+            if not one.get("summary") or not one.get("description"):
+                wrong.append(f"{method} {path} does not say what it is for")
+    assert wrong == []
+
+
+def test_answers_are_of_the_shape_that_is_described(asked: Asked) -> None:
+    schemas = described(asked)["components"]["schemas"]
+    for path, shape, query in (
+        ("/api/fleet", "FleetNow", {}),
+        ("/api/usage", "UsageAnswer", {"since": 0, "to": 4}),
+        ("/api/series", "SeriesAnswer", {"metric": "energy", "since": 0, "to": 4}),
+        ("/api/reports", "ReportPage", {"since": 0, "to": 4}),
+    ):
+        answer = asked.get(path, **query)
+        assert set(schemas[shape]["properties"]) == set(answer)
+        item = schemas[shape]["properties"]["items"]["items"]["$ref"].rpartition("/")[2]
+        assert set(schemas[item]["properties"]) == set(answer["items"][0])
