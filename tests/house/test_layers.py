@@ -41,6 +41,7 @@ HOMES = {
     "urllib3": ["gpu_monitor.sinks"],
     "uvicorn": ["gpu_monitor.server"],
     "uvloop": ["gpu_monitor.server.run"],
+    "zstandard": ["gpu_monitor.server.ingest"],
 }
 
 

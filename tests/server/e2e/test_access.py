@@ -95,9 +95,11 @@ def test_an_unknown_token_is_refused_and_never_repeated(server: Server, header: 
 
 
 def test_an_expired_token_is_refused(server: Server) -> None:
-    made = server.command("token", "create", "--scope", "read", "--expires", "1s")
+    made = server.command("token", "create", "--scope", "read", "--expires", "3s")
     token = made.stdout.strip()
-    until(lambda: server.ask("GET", "/api/session", token=token).status == 401, "it expires", 10)
+    until(lambda: server.ask("GET", "/api/session", token=token).status == 401, "it expires", 20)
+    listed = server.command("token", "list")
+    assert "expired" in listed.stdout
 
 
 def test_tokens_made_over_http_reach_no_further_than_who_makes_them(either: Server) -> None:
