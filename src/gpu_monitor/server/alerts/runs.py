@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from gpu_monitor.server.alerts.window import NO_DATA, Episode, Judgement, Reading
 
 HOLE_SECONDS = 180.0
-"""Readings further apart than this (or than the first one is long) leave a hole: three of the default interval."""
+"""Readings further apart than this leave a hole: three of the default interval (or one of a longer one)."""
 Measure = Callable[[Reading], "float | None"]
 """The value a rule looks at in a reading; None where it is unknown."""
 Say = Callable[[float, float, Reading], str]
@@ -28,7 +28,8 @@ class _Run:
 
     @property
     def reach(self) -> float:
-        return self.last.end + max(HOLE_SECONDS, self.last.end - self.last.start)
+        length = self.last.end - self.last.start if self.last.is_live else 0.0
+        return self.last.end + max(HOLE_SECONDS, length)
 
     def close(self, until: float | None, for_seconds: float, say: Say) -> Episode:
         seen = self.last.end
