@@ -24,6 +24,7 @@ from gpu_monitor.server.store.schema import (
     events,
     gaps,
     host_hours,
+    metadata,
     outbox,
     processes,
     receipts,
@@ -256,3 +257,22 @@ def test_a_sqlite_file_that_was_far_larger_once_gives_its_pages_back(
             pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
         assert free <= 0.1 * pages
         assert pages < 400
+
+
+def test_every_table_is_either_pruned_or_known_to_stay_small() -> None:
+    pruned = {rule.table.name for rule in retention.RULES}
+    accounts = {"contracts", "users", "memberships", "tokens", "versions"}
+    fleet = {"nodes", "gpus", "facts", "latest", "fleet_hours"}
+    watching = {"rules", "channels", "engine_state"}
+    # Cleared by who fills them: sessions when they expire, watches when nobody looks any more.
+    cleared = {"sessions", "watches"}
+    assert set(metadata.tables) - pruned == accounts | fleet | watching | cleared
+
+
+def test_each_pruned_time_is_found_by_an_index() -> None:
+    """Every five minutes all of them are asked; those without an index hold a few rows."""
+    few = {"revisions", "quarantine", "outbox", "silences"}
+    for rule in retention.RULES:
+        keys = [next(iter(index.columns)).name for index in rule.table.indexes]
+        keys += [next(iter(one.columns)).name for one in rule.table.constraints if list(one.columns)]
+        assert rule.column in keys or rule.table.name in few, rule.table.name
