@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import inspect
 
 from gpu_monitor.server.store import migrate
 from gpu_monitor.server.store.engine import Store, open_store
 from gpu_monitor.server.store.migrate import REVISIONS, SCRIPTS
+from gpu_monitor.server.store.schema import metadata
 from tests.server.postgres import WHY_NOT, Cluster, running_cluster
 
 
@@ -27,7 +30,11 @@ def cluster() -> Iterator[Cluster]:
 def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A SQLite file with every table and no row, to be copied."""
     path = tmp_path_factory.mktemp("template") / "server.db"
-    open_store(f"sqlite:///{path}").close()
+    with contextlib.closing(open_store(f"sqlite:///{path}")) as store, store.read() as connection:
+        looked = inspect(connection)
+        made = {(name, one["name"]) for name in looked.get_table_names() for one in looked.get_columns(name)}
+    missing = {(table.name, column.name) for table in metadata.tables.values() for column in table.c} - made
+    assert not missing, f"the migrations do not make {sorted(missing)}: run scripts/migration --first"
     return path
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 from sqlalchemy import Table, delete, insert, text, update
 
 from gpu_monitor.server.store import check as checking
 from gpu_monitor.server.store.check import CheckReport, check
 from gpu_monitor.server.store.engine import Store
+from gpu_monitor.server.store.retention import prune
 from gpu_monitor.server.store.schema import (
     aggregates,
     events,
@@ -114,10 +117,47 @@ def test_what_is_past_its_age_is_not_looked_at(filled: Store) -> None:
     """A server takes such rows away one after the other."""
     with filled.write() as connection:
         connection.execute(delete(aggregates).where(aggregates.c.hour == HOUR))
-    year_later = (HOUR + 1) * 3600 + 366 * 86400
-    report = check(filled.read, FakeClock(year_later))
+    year_later = HOUR * 3600 + 366 * 86400
+    report = check(filled.read, FakeClock(year_later + 1))
     assert (report.receipts, report.count) == (4, 0)
-    assert check(filled.read, FakeClock(year_later - 1)).count == 2
+    assert check(filled.read, FakeClock(year_later)).count == 2
+
+
+def test_beside_a_server_that_writes_and_prunes_nothing_false_is_told(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of a report, or a receipt whose rows are on their way out, would be a difference."""
+    monkeypatch.setattr(checking, "_BATCH", 3)
+    fleet, year = Fleet(store), 366 * 24
+    agents = [fleet.add_node(uuid) for uuid in UUIDS]
+    for hour in range(HOUR, HOUR + 6):
+        for agent in agents:
+            fleet.add_report(agent, hour)
+    clock, over = FakeClock((HOUR + year) * 3600.0 - 1800), threading.Event()
+    failures: list[BaseException] = []
+
+    def serve() -> None:
+        try:
+            for step in range(1, 7):
+                fleet.add_report(agents[step % 2], HOUR + 100 - step)
+                clock.advance(3600)
+                prune(store, clock.now())
+        except BaseException as error:
+            failures.append(error)
+            raise
+        finally:
+            over.set()
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    checks = 0
+    while not over.is_set() or not checks:
+        report = check(store.read, clock)
+        assert report.differences == []
+        checks += 1
+    thread.join()
+    assert failures == []
+    assert check(store.read, clock).receipts == 6
 
 
 def test_every_table_that_a_report_fills_is_compared() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import sqlite3
 import threading
 from collections.abc import Callable
@@ -37,7 +38,7 @@ _OPTIMIZE_SECONDS = _DAY
 
 def oldest_hour(now: float) -> int:
     """The oldest hour that is kept: rows of earlier ones are on their way out."""
-    return int((now - YEAR) // _HOUR)
+    return math.ceil((now - YEAR) / _HOUR)
 
 
 @dataclass(frozen=True)
