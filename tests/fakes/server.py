@@ -159,10 +159,11 @@ class ServerProcess:
         options: Step | str = "good",
         max_bytes: int | None = None,
         token: str | None = None,
+        samples: str | None = None,
     ) -> None:
         """From the next request on: POSTs meet `steps` in order, then `then` for ever.
 
-        `encodings` and `batch` are what `accepts` lists; a body over `max_bytes` gets 413; with
+        `encodings`, `batch` and `samples` are what `accepts` lists (all live samples are taken); a body over `max_bytes` gets 413; with
         `token` anything but that bearer gets 401. `options` is how OPTIONS is met.
         """
         self._serial += 1
@@ -175,6 +176,7 @@ class ServerProcess:
             "batch": batch,
             "max_bytes": max_bytes,
             "token": token,
+            "samples": samples,
         }
         new = self._folder / "behaviour.new"
         new.write_text(json.dumps(told), encoding="utf-8")

@@ -152,6 +152,12 @@ class Handler(BaseHTTPRequestHandler):
             self._misbehave({"accepts": self._accepts()})
 
     def do_POST(self) -> None:
+        self.script, self.step = self.server.behaviour.told(take_step=False)
+        if self.path == self.script.get("samples"):
+            self._read()
+            self._log(200)
+            self._send(200, {"accepts": self._accepts()})
+            return
         self.script, self.step = self.server.behaviour.told(take_step=True)
         if not self._read():
             # The client died while it was sending: a server never sees that as a request.
@@ -233,7 +239,7 @@ class Handler(BaseHTTPRequestHandler):
         return {
             "encodings": self.script["encodings"],
             "batch": self.script["batch"],
-            "samples": None,
+            "samples": self.script.get("samples"),
             "watch_seconds": None,
         }
 

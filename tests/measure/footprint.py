@@ -70,6 +70,8 @@ def agent_run(folder: Path, interval: int, seconds: float, warm_up: float, say: 
     folder.mkdir(parents=True)
     standin = make_standin(folder / "nvml")
     with ServerProcess(folder) as server:
+        # As the central server does: live minutes are part of what the agent costs.
+        server.behave(encodings=("gzip",), samples="/api/samples")
         config = configure(
             folder,
             server={"url": server.url, "contract_number": "12345", "spread_seconds": 5},

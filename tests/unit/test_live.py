@@ -78,7 +78,7 @@ def origin(node: str) -> Callable[[], Origin]:
 
 @contextmanager
 def live(sink: FakeLiveSink | None) -> Iterator[Live]:
-    made = Live(lambda: sink, origin(prompt_node()), SystemClock())
+    made = Live(lambda: sink, origin(prompt_node()), SystemClock(), spacing=0.0)
     made.start()
     try:
         yield made
@@ -207,18 +207,15 @@ def test_a_dead_server_costs_bounded_memory_and_the_oldest() -> None:
     sink = FakeLiveSink()
     sink.answers = [Outcome(Verdict.WAIT, 503, error="busy", after=1.5)]
     with live(sink) as made:
-        for minute in range(9):
-            made.stored(interval(SLOT - 540 + 60 * minute, gpus=1000))
-            wait_for(lambda: not made.has_news)
+        for minute in range(20):
+            made.stored(interval(SLOT - 540 + minute, gpus=500))
             if minute == 0:
                 sink.takes(1)
-        assert made.waiting == 4000
-        assert made.dropped == 5000
+        messages = sink.takes(2)
         wait_for(lambda: made.waiting == 0)
-        messages = sink.takes(3)
-    # Of nine thousand the last four came, in messages that a server takes.
-    assert sum(len(message["samples"]) for message in messages[1:]) == 4000
-    assert all(len(message["samples"]) <= 4096 for message in messages)
+    # Of ten thousand the last two thousand came.
+    assert len(messages[1]["samples"]) == 2000
+    assert made.dropped == 8000
 
 
 def test_while_somebody_watches_each_reading_goes_out_until_an_answer_says_that_nobody_does() -> None:
@@ -272,7 +269,7 @@ def test_other_settings_take_another_sink_at_once() -> None:
     sinks = [FakeLiveSink(), FakeLiveSink()]
     sinks[0].answers = [Outcome(Verdict.REFUSED, 401, error="HTTP 401")]
     order = iter(sinks)
-    made = Live(lambda: next(order), origin(prompt_node()), SystemClock())
+    made = Live(lambda: next(order), origin(prompt_node()), SystemClock(), spacing=0.0)
     made.start()
     try:
         made.stored(interval())
@@ -292,3 +289,18 @@ def wait_for(condition: Callable[[], bool]) -> None:
             return
         pause.wait(0.01)
     raise AssertionError("it never came true")
+
+
+def test_short_intervals_go_out_together() -> None:
+    sink = FakeLiveSink()
+    made = Live(lambda: sink, origin(prompt_node()), SystemClock(), spacing=0.5)
+    made.start()
+    try:
+        made.stored(interval())
+        sink.takes(1)
+        for second in range(1, 6):
+            made.stored(interval(SLOT + second))
+        messages = sink.takes(2)
+    finally:
+        made.stop()
+    assert [len(message["samples"]) for message in messages] == [1, 5]

@@ -32,14 +32,18 @@ from gpu_monitor.wire.live import MESSAGE_SAMPLES, SCHEMA, SampleBase, SamplesIn
 from gpu_monitor.wire.telemetry import NodePart
 
 _LOG = logging.getLogger("live")
-KEPT_SAMPLES = 4096
-"""Samples that wait while the server is away: eight hours of one GPU and a minute, an hour of eight; 2 MB."""
+KEPT_SAMPLES = 2048
+"""Samples that wait while the server is away: four hours of eight GPUs and a minute; 1 MB."""
 _KEPT_READINGS = 3
 """Rounds of readings that wait: they are for whoever looks now."""
-_HANDED_OVER = 8
-"""Intervals that the beat has put down and the thread has not taken up yet; it takes them at once."""
+_HANDED_OVER = 32
+"""Intervals at most that the beat has put down and the thread has not taken up yet, some 5 KB a GPU."""
+_TAKEN_UP = 8
+"""With so many the thread is woken to take them up, which makes them small."""
 _SPREAD_SECONDS = 10.0
 """A fleet whose intervals all end at the same second sends over as many seconds, each node at its own."""
+SPACING_SECONDS = 15.0
+"""Unwatched, messages lie at least so far apart, whatever the interval: a message costs as much as a reading."""
 _WATCH_LASTS = 60.0
 """A watch that no answer has repeated for so long is over: the server may be gone."""
 _PRESENT_SECONDS = 600.0
@@ -71,9 +75,13 @@ class Live:
     """The live side of one agent. `stored`, `seen` and `watched` are for the beat's thread and never wait."""
 
     def __init__(
-        self, open_sink: Callable[[], LiveSink | None], origin: Callable[[], Origin], clock: Clock
+        self,
+        open_sink: Callable[[], LiveSink | None],
+        origin: Callable[[], Origin],
+        clock: Clock,
+        spacing: float = SPACING_SECONDS,
     ) -> None:
-        self._open_sink, self._origin, self._clock = open_sink, origin, clock
+        self._open_sink, self._origin, self._clock, self._spacing = open_sink, origin, clock, spacing
         self._real = SystemClock()
         self._fresh: deque[Collection] = deque()
         self._readings: deque[_Reading] = deque(maxlen=_KEPT_READINGS)
@@ -94,6 +102,7 @@ class Live:
         self._failures = 0
         self._not_before = 0.0
         self._due: float | None = None
+        self._sent_at = float("-inf")
         self.dropped = 0
 
     # --- for the beat ---------------------------------------------------------------------------------------
@@ -110,7 +119,8 @@ class Live:
             self._is_shown = True
             if self._is_present(self._seen_at):
                 self._readings.append(_Reading(self._newest, self._seen_at, 0.0))
-        self._wake.set()
+        if self._due is None or self._watch is not None or len(self._fresh) >= _TAKEN_UP:
+            self._wake.set()
 
     def seen(self, found: Round, at: float) -> None:
         """The GPUs were read at `at` (UTC epoch s)."""
@@ -189,7 +199,7 @@ class Live:
             return None
         now = self._real.monotonic()
         if self._due is None:
-            self._due = now + self._offset
+            self._due = max(now + self._offset, self._sent_at + self._spacing)
         due = self._not_before if self._watch is not None else max(self._due, self._not_before)
         if now < due:
             return due
@@ -211,7 +221,7 @@ class Live:
         if self._sink is not None:
             self._sink.close()
         self._sink, self._watch, self._due = self._open_sink(), None, None
-        self._failures, self._not_before = 0, 0.0
+        self._failures, self._not_before, self._sent_at = 0, 0.0, float("-inf")
         part = zlib.crc32(self._origin().node.encode()) / 0xFFFFFFFF
         self._offset = part * _SPREAD_SECONDS
 
@@ -259,6 +269,7 @@ class Live:
             batch.append(samples)
             count += len(samples)
         readings = [self._readings.popleft() for _ in range(len(self._readings))]
+        self._sent_at = self._real.monotonic()
         outcome = self._sink.send(self._message(batch, readings))
         is_over = outcome.verdict is Verdict.ACKNOWLEDGED or outcome.verdict in _LOST
         if is_over:

@@ -72,8 +72,6 @@ def test_while_somebody_looks_readings_come_every_two_seconds_and_rows_as_ever(t
         agent_of(server, tmp_path / "agent", interval_seconds=6, reading_seconds=3)
         with running(tmp_path / "agent", "--simulate", "2"), live(server) as overview:
             ask(overview, gpus="all")
-            # Nobody looks at a node by its name yet.
-            until_paced(overview, lambda steps: min(steps) >= 5)
             node = gpus_of(server)[0]["node"]
             with live(server) as page:
                 ask(page, gpus=[node])
