@@ -129,6 +129,29 @@ def test_tokens_made_over_http_reach_no_further_than_who_makes_them(either: Serv
     assert other not in server.said
 
 
+def test_what_no_database_could_hold_is_refused_and_not_our_mistake(either: Server) -> None:
+    token = either.token("--scope", "admin", "--scope", "read")
+    for method, path, body in (
+        ("POST", "/api/session", {"name": "ada\0", "password": PASSWORD}),
+        ("POST", "/api/session", b'{"name": "\\ud800", "password": "correct horse battery"}'),
+        ("POST", "/api/session", b"[" * 100_000),
+        ("POST", "/api/session", b"\xff\xfe"),
+        ("POST", "/api/session", {"name": "x" * 100_000, "password": PASSWORD}),
+        ("POST", "/api/users", {"name": "a\n", "password": PASSWORD}),
+        ("POST", "/api/users", {"name": "ada", "password": "x" * 100_000}),
+        ("POST", "/api/tokens", {"contract_number": "1\0"}),
+        ("POST", "/api/tokens", {"scopes": ["everything"]}),
+        ("GET", "/api/tokens?cursor=%00", None),
+        ("GET", "/api/audit?cursor=99999999999999999999", None),
+        ("DELETE", "/api/tokens/%00", None),
+        ("PATCH", "/api/users/ada%00", {"admin": True}),
+    ):
+        answer = either.ask(method, path, body, token=token)
+        assert answer.status in (400, 404, 422), (method, path, answer.status, answer.body)
+        assert answer.headers["content-type"] == "application/problem+json"
+    assert "Traceback" not in either.said
+
+
 def test_a_session_from_login_to_logout(server: Server) -> None:
     add_user(server, "ada", "--admin")
     answer = server.ask("POST", "/api/session", {"name": "ada", "password": PASSWORD})

@@ -13,7 +13,7 @@ from gpu_monitor.server.auth.principal import ROLES
 from gpu_monitor.server.auth.versions import raise_version
 from gpu_monitor.server.store.schema import contracts, memberships, sessions, users
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,63}")
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._@+-]{0,63}$"
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class User:
 
 def add_user(connection: Connection, name: str, password_hash: str, admin: bool, now: float) -> None:
     """Make a user; UsageError where the name will not do or is taken."""
-    if not _NAME.fullmatch(name):
+    if not re.fullmatch(NAME_PATTERN, name) or not name.isprintable():
         raise UsageError(
             f"{name!r} cannot be a user's name",
             "Letters, digits and . _ @ + - , up to 64, a letter or digit first.",

@@ -29,7 +29,7 @@ State = Annotated[ServerState, Depends(state_of)]
 class Login(BaseModel):
     """A name and its password."""
 
-    name: Annotated[str, Field(min_length=1, max_length=64)]
+    name: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\x00]+$")]  # no NUL in PostgreSQL
     password: Annotated[str, Field(min_length=1, max_length=LONGEST)]
 
 

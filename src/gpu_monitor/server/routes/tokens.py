@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 
@@ -30,6 +30,8 @@ from gpu_monitor.server.state import ServerState, state_of
 router = APIRouter(prefix="/api/tokens", tags=["access"])
 State = Annotated[ServerState, Depends(state_of)]
 Asker = Annotated[Principal, Depends(require("read"))]
+Scope = Literal["report:write", "experiment:write", "read", "admin"]
+TokenId = Annotated[str, Path(max_length=64, pattern="^[0-9a-f]+$")]
 
 
 class Token(BaseModel):
@@ -59,7 +61,7 @@ class Tokens(BaseModel):
 class Wanted(BaseModel):
     """What a new token is for."""
 
-    scopes: Annotated[list[str], Field(min_length=1, max_length=len(SCOPES))] = ["report:write"]
+    scopes: Annotated[list[Scope], Field(min_length=1, max_length=len(SCOPES))] = ["report:write"]
     contract_number: Annotated[
         str | None, Field(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f]+$")
     ] = None
@@ -80,8 +82,8 @@ class Made(BaseModel):
 async def tokens(
     state: State,
     asker: Asker,
-    cursor: Annotated[str, Field(max_length=64)] = "",
-    limit: Annotated[int, Field(ge=1, le=1000)] = 100,
+    cursor: Annotated[str, Query(max_length=64, pattern="^[0-9a-f]*$")] = "",
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> Tokens:
     """Tokens of the contracts that the asker administers, revoked and expired ones too; never their secret."""
     _refuse_other(asker)
@@ -107,7 +109,7 @@ async def make(state: State, asker: Asker, request: Request, wanted: Wanted) -> 
 
 
 @router.delete("/{token}", summary="Revoke a token", status_code=204)
-async def revoke(state: State, asker: Asker, request: Request, token: str) -> Response:
+async def revoke(state: State, asker: Asker, request: Request, token: TokenId) -> Response:
     """Refuse the token, and those that enrolled through it, from now on (other processes: within a second)."""
     _refuse_other(asker)
     await run_in_threadpool(_revoke, state, asker, token, client_address(request))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import BaseModel, Field
 from sqlalchemy import Connection
 from starlette.concurrency import run_in_threadpool
@@ -15,9 +15,16 @@ from gpu_monitor.core.errors import NothingFound, UsageError
 from gpu_monitor.core.times import format_time
 from gpu_monitor.server.auth.audit import list_deeds, record
 from gpu_monitor.server.auth.gate import client_address
-from gpu_monitor.server.auth.passwords import LONGEST, check_new_password
+from gpu_monitor.server.auth.passwords import LONGEST, SHORTEST, check_new_password
 from gpu_monitor.server.auth.principal import Principal, require
-from gpu_monitor.server.auth.users import add_user, change_user, grant_role, list_users, take_role
+from gpu_monitor.server.auth.users import (
+    NAME_PATTERN,
+    add_user,
+    change_user,
+    grant_role,
+    list_users,
+    take_role,
+)
 from gpu_monitor.server.problems import Problem
 from gpu_monitor.server.state import ServerState, state_of
 
@@ -56,15 +63,15 @@ class Users(BaseModel):
 class NewUser(BaseModel):
     """A user to be made."""
 
-    name: Annotated[str, Field(min_length=1, max_length=64)]
-    password: Annotated[str, Field(max_length=LONGEST)]
+    name: Annotated[str, Field(pattern=NAME_PATTERN)]
+    password: Annotated[str, Field(min_length=SHORTEST, max_length=LONGEST)]
     admin: bool = False
 
 
 class Change(BaseModel):
     """What is to change; what is left out stays."""
 
-    password: Annotated[str | None, Field(max_length=LONGEST)] = None
+    password: Annotated[str | None, Field(min_length=SHORTEST, max_length=LONGEST)] = None
     admin: bool | None = None
     disabled: bool | None = None
 
@@ -175,8 +182,8 @@ async def give(state: State, admin: Admin, request: Request, name: str, wanted: 
 async def deeds(
     state: State,
     admin: Admin,
-    cursor: Annotated[int | None, Field(ge=1, lt=2**31)] = None,
-    limit: Annotated[int, Field(ge=1, le=1000)] = 100,
+    cursor: Annotated[int | None, Query(ge=1, lt=2**31)] = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> Deeds:
     """The audit log, newest first."""
 
