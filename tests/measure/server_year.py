@@ -17,6 +17,7 @@ from sqlalchemy.engine import make_url
 from gpu_monitor.core.catalogue import SAMPLED, Metric
 from gpu_monitor.server.store.engine import open_store
 from gpu_monitor.server.store.schema import (
+    EVERYONE,
     FLEET_UNITS,
     LIVE_METRICS,
     aggregates,
@@ -166,9 +167,17 @@ _FLEET = (
 )
 
 
+_ALL = (
+    f"INSERT INTO fleet_hours ({', '.join(column.name for column in fleet_hours.c)}) SELECT hour, {EVERYONE}, simulated, "
+    + ", ".join(f"sum({column.name})" for column in list(fleet_hours.c)[3:])
+    + " FROM fleet_hours WHERE hour = ? GROUP BY hour, simulated"
+)
+
+
 def _hour(connection: sqlite3.Connection, hour: int) -> None:
     connection.execute(_INSERT, (hour, hour))
     connection.execute(_FLEET, (hour,))
+    connection.execute(_ALL, (hour,))
     connection.execute(
         "INSERT INTO receipts (agent, hour, contract, period_seconds, interval_seconds, revision, body_digest, row_digest,"
         " body_bytes, rows, quarantined, coverage, simulated, received)"

@@ -17,6 +17,7 @@ from sqlalchemy import Connection, insert
 
 from gpu_monitor.server.store.engine import Store
 from gpu_monitor.server.store.schema import (
+    EVERYONE,
     aggregates,
     contracts,
     events,
@@ -222,27 +223,32 @@ def _receipts(connection: Connection, known: Known) -> None:
 
 def _fleet(connection: Connection, known: Known) -> None:
     """The sums that the writer keeps, worked out from the rows one by one."""
-    owners = {BUSY: "100", LAZY: "100", PRETENDED: "100", PLAIN: "200", PART: "200", LONG: "200"}
+    owners = {
+        BUSY: "100",
+        LAZY: "100",
+        PRETENDED: "100",
+        PLAIN: "200",
+        LONG: "200",
+    }  # an instance is part of its GPU
+    numbers = {EVERYONE: {"100", "200"}, **{known.contracts[number]: {number} for number in ("100", "200")}}
     for hour in range(4):
-        for number in ("100", "200"):
+        for contract, mine in numbers.items():
             for simulated in (False, True):
-                mine = [
+                held = [
                     row
                     for row in rows()
                     if row.hour == hour
-                    and owners[row.uid] == number
+                    and owners.get(row.uid) in mine
                     and (row.uid == PRETENDED) == simulated
-                    and row.uid != PART  # an instance is part of its GPU
                 ]
-                if mine:
-                    connection.execute(
-                        insert(fleet_hours).values(_fleet_row(known, hour, number, simulated, mine))
-                    )
+                if held:
+                    values = _fleet_row(known, hour, contract, simulated, held)
+                    connection.execute(insert(fleet_hours).values(values))
 
 
-def _fleet_row(known: Known, hour: int, number: str, simulated: bool, mine: list[Row]) -> dict[str, Any]:
+def _fleet_row(known: Known, hour: int, contract: int, simulated: bool, mine: list[Row]) -> dict[str, Any]:
     values: dict[str, Any] = {
-        "hour": known.first + hour, "contract": known.contracts[number], "simulated": simulated, "reports": 1,
+        "hour": known.first + hour, "contract": contract, "simulated": simulated, "reports": 1,
         "gpus": len(mine), "seconds": sum(round(row.seconds * 10) for row in mine),
         "period_seconds": sum(7200 if row.uid == LONG else 3600 for row in mine),
         "idle_seconds": sum(_tenths(row.idle) or 0 for row in mine),

@@ -103,12 +103,15 @@ def test_fleet_hours_are_sums_of_what_each_gpu_has(desk: Desk) -> None:
     desk.take(make_report(gpus=[make_entry(1), idle, made_up]))
     names = ("simulated", "reports", "gpus", "seconds", "period_seconds", "energy", "energy_rows",
              "gpu_utilization_sum", "gpu_utilization_seconds", "power_usage_sum", "memory_used_sum")  # fmt: skip
-    assert desk.rows(schema.fleet_hours, *names) == [
+    sums = [row for row in desk.rows(schema.fleet_hours, "contract", *names) if row[0] != schema.EVERYONE]
+    assert [row[1:] for row in sums] == [
         # The real two: 3600 s + 1800 s; 600 * 36000; 30025 * 36000 + 10000 * 18000; 1024 MiB * 54000.
         (False, 0, 2, 54000, 7200, 10809000, 1, 21600000, 36000, 1260900000, 55296000),
         # The report counts once, as one of a node with simulated GPUs.
         (True, 1, 1, 36000, 3600, 10809000, 1, 21600000, 36000, 1080900000, 36864000),
     ]
+    everyone = [row for row in desk.rows(schema.fleet_hours, "contract", *names) if row[0] == schema.EVERYONE]
+    assert [row[1:] for row in everyone] == [row[1:] for row in sums]  # there is one contract
 
 
 def test_latest_holds_the_newest_period_of_each_gpu_whatever_the_order(desk: Desk) -> None:
@@ -192,7 +195,7 @@ def test_revisions_in_one_group_keep_their_order(desk: Desk) -> None:
     reports = [make_report(revision=number, gpus=number) for number in (1, 2, 3)]
     assert outcomes(desk.take(*reports)) == ["stored", "stored", "stored"]
     assert desk.rows(schema.receipts, "revision", "rows") == [(3, 3)]
-    assert desk.rows(schema.fleet_hours, "reports", "gpus") == [(1, 3)]
+    assert desk.rows(schema.fleet_hours, "reports", "gpus") == [(1, 3)] * 2  # the contract's, everyone's
 
 
 def test_a_worse_revision_is_superseded_and_known_again(desk: Desk) -> None:

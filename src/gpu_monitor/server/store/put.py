@@ -18,6 +18,7 @@ from gpu_monitor.server.store.rollup import (
     fleet_part,
     merge,
     pick_needed,
+    with_everyone,
 )
 from gpu_monitor.server.store.roster import Node, load_gpus, place_gpu, store_gpus
 from gpu_monitor.server.store.rows import Rows
@@ -114,7 +115,7 @@ def put_batch(rows: Rows, batch: Batch, book: FactBook) -> None:
         (*KEY_COLUMNS, *SUM_COLUMNS),
         KEY_COLUMNS,
         _ADD,
-        [(*key, *sums) for key, sums in batch.fleet.items()],
+        [(*key, *sums) for key, sums in with_everyone(batch.fleet).items()],
     )
 
 

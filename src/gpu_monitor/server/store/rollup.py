@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from operator import itemgetter
 
-from gpu_monitor.server.store.schema import FLEET_UNITS, aggregates, fleet_hours
+from gpu_monitor.server.store.schema import EVERYONE, FLEET_UNITS, aggregates, fleet_hours
 
 FleetKey = tuple[int, int, bool]
 """Hour, contract, simulated."""
@@ -71,3 +71,11 @@ def merge(into: dict[FleetKey, Sums], part: dict[FleetKey, Sums], sign: int = 1)
         else:
             for at, value in enumerate(sums):
                 held[at] += sign * value
+
+
+def with_everyone(fleet: dict[FleetKey, Sums]) -> dict[FleetKey, Sums]:
+    """The same, and what it comes to over all contracts: a year of the whole fleet is then one row an hour."""
+    found = dict(fleet)
+    for (hour, _contract, simulated), sums in fleet.items():
+        merge(found, {(hour, EVERYONE, simulated): sums})
+    return found

@@ -23,6 +23,7 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     MetaData,
+    PrimaryKeyConstraint,
     SmallInteger,
     Table,
     Text,
@@ -340,12 +341,15 @@ latest = Table(
 FLEET_UNITS: dict[str, int] = {"memory_used": 1 << 20}
 """Where a mean is divided (rounding down) before it is summed: bytes of 10,000 GPUs pass 64 bits, MiB do not."""
 
+EVERYONE = 0
+"""The contract number (`contracts.id` begins at 1) of the rows of `fleet_hours` that hold all contracts together."""
+
 fleet_hours = Table(
     "fleet_hours",
     metadata,
-    Column("hour", Integer, primary_key=True, autoincrement=False),
-    Column("contract", Integer, primary_key=True, autoincrement=False),
-    Column("simulated", Boolean, primary_key=True),
+    Column("hour", Integer, nullable=False),
+    Column("contract", Integer, nullable=False),
+    Column("simulated", Boolean, nullable=False),
     Column("reports", Integer, nullable=False),
     Column("gpus", Integer, nullable=False),
     # Exact sums of integers, so that a replaced report is taken off again without a trace.
@@ -363,6 +367,7 @@ fleet_hours = Table(
         for name in ("gpu_utilization", "memory_utilization", "power_usage", "temperature", "memory_used")
         for part in ("sum", "seconds")
     ),
+    PrimaryKeyConstraint("contract", "simulated", "hour"),
     sqlite_with_rowid=False,  # read in order of the key: a year by the hour is one scan
 )
 

@@ -31,6 +31,7 @@ from sqlalchemy import (
 from gpu_monitor.core.catalogue import HOST_METRICS, SAMPLED, Kind, Metric, round_value, throttle_names
 from gpu_monitor.core.times import format_time
 from gpu_monitor.server.store.schema import (
+    EVERYONE,
     FLEET_UNITS,
     LIVE_METRICS,
     aggregates,
@@ -320,9 +321,8 @@ def _fleet_hours(question: Question) -> Select[Any]:
     """The same of the fleet's own hours. Extremes are those of hourly values: it keeps no readings."""
     table, name = fleet_hours, question.metric.name
     at, inside = _inside(question, table)
-    conditions = [inside]
-    if question.target.contracts is not None:
-        conditions.append(table.c.contract.in_(question.target.contracts))
+    owners = (EVERYONE,) if question.target.contracts is None else question.target.contracts
+    conditions = [inside, table.c.contract.in_(owners)]
     if not question.simulated:
         conditions.append(table.c.simulated.is_(False))
     seconds, possible = func.sum(table.c.seconds), func.sum(table.c.period_seconds) * 10
