@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sqlalchemy import Connection, select, text
+from sqlalchemy.exc import SQLAlchemyError
 
 from gpu_monitor.core.clock import Clock
 from gpu_monitor.core.errors import StorageError
@@ -103,7 +104,7 @@ class Readiness:
                 found["clock"] = self._clock_trouble(connection)
             self._write()
             found["database"] = None
-        except StorageError as error:
+        except (StorageError, SQLAlchemyError) as error:
             found["database"] = f"{type(error).__name__}: see the log of the server"
         found["disk"] = self._disk_trouble()
         for name, look in self._looks.items():

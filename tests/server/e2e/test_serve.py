@@ -75,6 +75,8 @@ def test_it_is_not_ready_while_its_database_is_away(tmp_path: Path, cluster: Clu
     url = cluster.create()
     with serving(tmp_path, database=url) as server:
         assert server.ask("GET", "/readyz").status == 200
+        token = server.token("--scope", "read", "--name", "mine")
+        assert server.ask("GET", "/api/session", token=token).status == 200
         cluster.stop()
         try:
             until(lambda: server.ask("GET", "/readyz").status == 503, "it is not ready")
@@ -85,6 +87,13 @@ def test_it_is_not_ready_while_its_database_is_away(tmp_path: Path, cluster: Clu
         finally:
             cluster.start()
         until(lambda: server.ask("GET", "/readyz").status == 200, "it is ready again")
+        assert server.ask("GET", "/api/session", token=token).status == 200
+        mine = json.loads(server.command("token", "list", "--json").stdout)
+        name = next(one["id"] for one in mine if one["name"] == "mine")
+        assert server.command("token", "revoke", name).returncode == 0
+        until(
+            lambda: server.ask("GET", "/api/session", token=token).status == 401, "the token is refused", 20
+        )
     cluster.drop(url)
 
 

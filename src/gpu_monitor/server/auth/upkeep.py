@@ -6,6 +6,8 @@ import logging
 import threading
 from collections.abc import Callable
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from gpu_monitor.core.clock import Clock
 from gpu_monitor.core.errors import StorageError
 from gpu_monitor.server.auth.sessions import SessionBook
@@ -61,5 +63,5 @@ class AuthUpkeep:
         """While the database is away nothing can be written anyhow; it is tried again at the next turn."""
         try:
             work()
-        except StorageError as error:
-            _LOG.warning("the access tables cannot be read or written now: %s", error.message)
+        except (StorageError, SQLAlchemyError) as error:
+            _LOG.warning("the access tables cannot be read or written now: %s", error)
