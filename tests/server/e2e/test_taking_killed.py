@@ -87,7 +87,7 @@ def sending(token: str) -> Iterator[Load]:
 
 def assert_held_once(server: Server, load: Load) -> None:
     """Every acknowledged report is held, none twice, none torn; the fleet's hours say the same."""
-    assert load.strange == []
+    assert load.strange == [], server.said
     held = held_receipts(server.database)
     assert len(held) == len(set(held))
     assert set(load.acknowledged) <= set(held)

@@ -129,7 +129,11 @@ def drop_partitions(connection: Connection, split: Split, limit: int) -> int:
 
 def _there(connection: Connection, names: list[str]) -> set[str]:
     found = connection.execute(
-        text("SELECT name FROM unnest(CAST(:names AS text[])) AS name WHERE to_regclass(name) IS NOT NULL"),
+        # Not to_regclass: within a transaction it may remember that there was none before we had the lock.
+        text(
+            "SELECT relname FROM pg_class WHERE relname = ANY(CAST(:names AS text[]))"
+            " AND relnamespace = CAST(current_schema() AS regnamespace)"
+        ),
         {"names": names},
     )
     return set(found.scalars())
