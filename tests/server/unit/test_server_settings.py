@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gpu_monitor.config.server import NAMES, load_server, read_env_file
+from gpu_monitor.config.server import NAMES, ServerSettings, load_server, read_env_file
 from gpu_monitor.core.errors import ConfigError
 
 
@@ -148,3 +148,28 @@ def test_who_can_reach_it(host: str, proxy: str | None, is_exposed: bool, tmp_pa
 def test_certificate_and_key_belong_together(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="certificate and key belong together"):
         load_server({"tls_cert": "cert.pem"}, tmp_path)
+
+
+def test_the_example_is_a_file_that_is_taken_and_its_defaults_are_the_defaults(tmp_path: Path) -> None:
+    example = (Path(__file__).resolve().parents[3] / ".env.example").read_text()
+    assert read_env_file_of(tmp_path, example) == {}, "as it is, it sets nothing"
+    lines = [line.removeprefix("#") for line in example.splitlines() if line[:1] == "#" and line[1:2] != " "]
+    named = [line.partition("=")[0] for line in lines]
+    assert set(named) == set(NAMES)
+    first = [line for place, line in enumerate(lines) if named.index(named[place]) == place]
+    (tmp_path / ".env").write_text("\n".join(line for line in first if line.partition("=")[0] in DEFAULTED))
+    assert load_server(directory=tmp_path) == ServerSettings(directory=tmp_path)
+    (tmp_path / ".env").write_text("\n".join(lines))
+    settings = load_server(directory=tmp_path)
+    assert (settings.host, settings.metrics_retention_days) == ("0.0.0.0", 90)
+    assert settings.receivers == ("ops@example.com", "oncall@example.com")
+    assert [str(network) for network in settings.proxies] == ["127.0.0.1/32", "10.0.0.0/8"]
+    assert settings.names == {"gpus.example.com"}
+
+
+DEFAULTED = {name for name, field in NAMES.items() if getattr(ServerSettings(), field) is not None}
+
+
+def read_env_file_of(folder: Path, text: str) -> dict[str, tuple[str, int]]:
+    (folder / ".env").write_text(text)
+    return read_env_file(folder / ".env")
