@@ -99,7 +99,9 @@ def series_of(
     max_points: Annotated[int, Query(ge=2, le=10_000, description="most steps of a series")] = 1000,
     agg: Annotated[
         Agg,
-        Query(description="how GPUs at one time come together; over time sums stay what they are at once"),
+        Query(
+            description="how GPUs at one time come together: a sum over GPUs is not one over time (but of energy and times)"
+        ),
     ] = "mean",
     source: Annotated[
         Source | None, Query(description="live minutes or hours; chosen by the span where not said")
