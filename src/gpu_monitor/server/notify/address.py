@@ -17,8 +17,18 @@ Network = IPv4Network | IPv6Network
 Resolver = Callable[[str, int], Sequence[str]]
 """The addresses of a name, in the order to try; OSError where there are none."""
 RESOLVE_SECONDS = 10.0
-_METADATA = (ip_address("168.63.129.16"),)
-"""Azure's virtual public address of the host; the other clouds' metadata addresses are link-local or private."""
+# IANA's special-purpose registries; Python's own judgement of them differs from version to version.
+_NOT_PUBLIC = tuple(
+    ip_network(text)
+    for text in (
+        "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.0.0.0/24",
+        "192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16", "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24",
+        "224.0.0.0/4", "240.0.0.0/4", "2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20",
+        "168.63.129.16/32",  # Azure's address of the host; other clouds' metadata are link-local or private
+    )
+)  # fmt: skip
+_PUBLIC6 = ip_network("2000::/3")
+"""All of IPv6 that is given out for the open internet so far."""
 _NAT64 = ip_network("64:ff9b::/96")
 
 
@@ -62,7 +72,9 @@ def is_allowed(address: str, allowed: Sequence[Network]) -> bool:
 def is_public(address: str) -> bool:
     """Whether an address is one of the open internet: not loopback, private, link-local, unique-local, metadata."""
     shown = _embedded(ip_address(address.partition("%")[0]))
-    return shown.is_global and not shown.is_multicast and not shown.is_reserved and shown not in _METADATA
+    if shown.version == 6 and shown not in _PUBLIC6:
+        return False
+    return not any(shown.version == network.version and shown in network for network in _NOT_PUBLIC)
 
 
 def permitted(host: str, port: int, allowed: Sequence[Network], resolver: Resolver) -> list[str]:
