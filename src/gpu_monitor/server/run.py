@@ -38,6 +38,8 @@ _GRACE_SECONDS = 3
 """For requests that are under way when a stop is asked for; with the parts' own end it stays under 5 s."""
 _KEEP_ALIVE_SECONDS = 65
 """Longer than proxies keep idle connections (60 s), so that they never send into one that is closing."""
+_UNTAKEN_MILLISECONDS = 60_000
+"""Linux ends a connection whose other side takes no byte for so long: closing one waits for what is in its buffer."""
 _OPEN_FILES = 65_536
 _LARGEST_MESSAGE = 64 * 1024
 """Bytes of a WebSocket message from a client: subscriptions are small."""
@@ -123,6 +125,8 @@ def _listen(settings: ServerSettings) -> socket.socket:
     try:
         if sys.platform != "win32":
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNTAKEN_MILLISECONDS)
         listener.bind(address)
         listener.listen(_BACKLOG)
     except OSError as error:
