@@ -50,6 +50,19 @@ class Year:
     live_minutes: int = 60
 
 
+def questions(year: Year) -> tuple[tuple[str, str, float], ...]:
+    """What the year is asked, over HTTP: name, path, and the milliseconds that an answer may take."""
+    end = (year.last_hour + 1) * 3600
+    month, week, whole = (f"from={end - days * 86400}&to={end}" for days in (30, 7, year.hours // 24))
+    uid = f"GPU-00000000-0000-4000-9000-{year.gpus // 2:012d}"
+    return (
+        ("fleet now", "/api/fleet", 15),
+        ("one GPU 30 days", f"/api/series?metric=gpu_utilization&gpu={uid}&{month}", 15),
+        ("top 50 idle of 7 days", f"/api/usage/idle?limit=50&{week}", 100),
+        ("fleet per hour for a year", f"/api/series?metric=gpu_utilization&{whole}", 15),
+    )
+
+
 def make_year(path: Path, year: Year) -> None:
     """Write the database to `path`, which must not be there yet."""
     open_store(make_url(f"sqlite:///{path}")).close()

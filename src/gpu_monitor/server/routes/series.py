@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from dataclasses import replace
 from typing import Annotated
 
 import msgspec
@@ -39,7 +40,7 @@ from gpu_monitor.server.store.series import (
     step_for,
 )
 from gpu_monitor.server.store.span import DAY, HOUR, Span
-from gpu_monitor.server.store.targets import Target, TargetKind, find_target, has_samples
+from gpu_monitor.server.store.targets import Target, TargetKind, find_target, has_samples, with_instances
 from gpu_monitor.server.store.values import stamp
 
 router = APIRouter(prefix="/api/series", tags=["history"], dependencies=[Depends(refuse_unknown)])
@@ -128,6 +129,9 @@ def series_of(
         step = step_for(asked, base, max_points)
         questions = [Question(name, target, asked, step, agg, chosen, is_in) for name in names]
         _check_size(questions, target, asked, chosen, is_in)
+        if not all(question.is_summed_up for question in questions):
+            named_instances = with_instances(connection, target)
+            questions = [replace(question, target=named_instances) for question in questions]
         found = [series(connection, question) for question in questions]
     whole = SeriesAnswer(
         of=kind,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from sqlalchemy import Connection, func, select
@@ -37,7 +37,7 @@ class Target:
     interval: int = _INTERVAL
     period: int = 3600
     instances: tuple[Place, ...] = ()
-    """MIG instances whose GPU is there too: no part of sums."""
+    """MIG instances whose GPU is there too: no part of sums. Set by `with_instances`."""
 
     @property
     def is_whole_contracts(self) -> bool:
@@ -110,18 +110,25 @@ def _described(connection: Connection, target: Target, *conditions: ColumnElemen
         .group_by(gpus.c.simulated)
     )
     rows = connection.execute(query).all()
-    instances = () if target.kind == "gpu" else _instances(connection, *conditions)
     interval = max((row.interval or _INTERVAL for row in rows), default=_INTERVAL)
     return Target(
         target.kind, target.places, target.agents, target.contracts, target.model,
         gpus=sum(row.gpu_count for row in rows if not row.simulated),
         simulated_gpus=sum(row.gpu_count for row in rows if row.simulated),
         spacing=interval * 3 // 2, interval=interval,
-        period=max((row.period or 3600 for row in rows), default=3600), instances=instances,
+        period=max((row.period or 3600 for row in rows), default=3600),
     )  # fmt: skip
 
 
-def _instances(connection: Connection, *conditions: ColumnElement[bool]) -> tuple[Place, ...]:
+def with_instances(connection: Connection, target: Target) -> Target:
+    """The target with its MIG instances named, for sums over single GPUs."""
+    if target.kind == "gpu":
+        return target
+    conditions: list[ColumnElement[bool]] = []
+    if target.agents is not None:
+        conditions.append(gpus.c.agent.in_(target.agents))
+    if target.model is not None:
+        conditions.append(gpus.c.name == target.model)
     query = (
         select(gpus.c.agent, gpus.c.ordinal, gpus.c.uid, facts.c.body)
         .join(nodes, nodes.c.id == gpus.c.agent)
@@ -130,4 +137,5 @@ def _instances(connection: Connection, *conditions: ColumnElement[bool]) -> tupl
     )
     found = [(row[0], row[1], row[2], identity_of(row[3]).parent_uid) for row in connection.execute(query)]
     uids = {uid for _, _, uid, _ in found}
-    return tuple((agent, ordinal) for agent, ordinal, _, parent in found if parent in uids)
+    instances = tuple((agent, ordinal) for agent, ordinal, _, parent in found if parent in uids)
+    return replace(target, instances=instances)
