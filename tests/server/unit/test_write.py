@@ -180,6 +180,7 @@ def test_a_better_revision_leaves_what_it_alone_would_have_left(desk: Desk) -> N
         for table in (schema.receipts, schema.aggregates, schema.host_hours, schema.latest, schema.fleet_hours,
                       schema.gpus, schema.changes):  # fmt: skip
             connection.execute(table.delete())
+    desk.recorder = GroupRecorder()
     assert outcomes(desk.take(before, first)) == ["stored", "stored"]
     assert (desk.count(schema.gaps), desk.count(schema.events), desk.count(schema.processes)) == (1, 1, 1)
     assert outcomes(desk.take(better)) == ["stored"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
 import re
 import zlib
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from typing import Any
 from starlette.types import Receive
 
 from gpu_monitor.server.problems import Problem
+from gpu_monitor.wire.intake import sha256
 
 ENCODED_BYTES = 2 << 20
 DECODED_BYTES = 8 << 20
@@ -112,7 +112,7 @@ def _check_digest(sent: bytes, header: str | None) -> bytes | None:
     match = _DIGEST.search(header)
     if match is None:
         return None  # other algorithms are not ours to check
-    digest = hashlib.sha256(sent).digest()
+    digest = sha256(sent)
     try:
         told = base64.b64decode(match[1], validate=True)
     except binascii.Error:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from gpu_monitor.server.store.schema import aggregates, events, gaps, host_hours, processes
+from gpu_monitor.wire.intake import sha256
 
 Row = Sequence[Any]
 
@@ -101,7 +102,7 @@ def row_digest(
         sorted(_encode(_bare(_exact(_event_order(row), _EVENT_TIMES))) for row in events),
         sorted(_encode(_bare(_exact(_process_order(row), _PROCESS_TIMES, _ENDED))) for row in processes),
     )
-    return hashlib.sha256(_encode(parts)).digest()
+    return sha256(_encode(parts))
 
 
 def fact_digest(body: str) -> bytes:

@@ -56,6 +56,7 @@ class Gpu:
     first_hour: int
     last_hour: int
     is_changed: bool = False
+    is_seen: bool = False
 
 
 @dataclass(slots=True)
@@ -195,8 +196,11 @@ def place_gpu_of(node: Node, uid: str, source: str, name: str | None, hour: int,
         return found
     if hour < found.first_hour:
         found.first_hour, found.is_changed = hour, True
-    if hour > found.last_hour or (hour == found.last_hour and identity != found.identity):
-        found.last_hour, found.identity, found.name, found.is_changed = hour, identity, name, True
+    if hour >= found.last_hour:
+        if identity != found.identity:
+            found.identity, found.name, found.is_changed = identity, name, True
+        if hour > found.last_hour:
+            found.last_hour, found.is_seen = hour, True
     return found
 
 
@@ -206,13 +210,23 @@ def store_nodes(rows: Rows, changed: Sequence[Node]) -> None:
 
 
 def store_gpus(rows: Rows, changed: Sequence[Node]) -> None:
-    """Write the GPUs that changed."""
-    found = [(node, gpu) for node in changed for gpu in node.gpus.values() if gpu.is_changed]
+    """Write what changed of the nodes' GPUs; where that is only that they were all seen again, at once."""
+    told: list[tuple[Node, Gpu]] = []
+    seen: list[tuple[int, int]] = []
+    for node in changed:
+        gpus_of = node.gpus.values()
+        hours = {gpu.last_hour for gpu in gpus_of if gpu.is_seen}
+        if len(hours) == 1 and all(gpu.is_seen and not gpu.is_changed for gpu in gpus_of):
+            seen.append((hours.pop(), node.agent))
+        else:
+            told += [(node, gpu) for gpu in gpus_of if gpu.is_changed or gpu.is_seen]
+        for gpu in gpus_of:
+            gpu.is_changed = gpu.is_seen = False
     rows.upsert(
-        gpus, _GPU_COLUMNS, ("agent", "ordinal"), _GPU_UPDATE, [_gpu_row(node, gpu) for node, gpu in found]
+        gpus, _GPU_COLUMNS, ("agent", "ordinal"), _GPU_UPDATE, [_gpu_row(node, gpu) for node, gpu in told]
     )
-    for _node, gpu in found:
-        gpu.is_changed = False
+    if seen:
+        rows.set_last_hours(seen)
 
 
 def _node_row(node: Node) -> tuple[Any, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -33,6 +33,8 @@ from gpu_monitor.server.store.schema import changes, quarantine
 from gpu_monitor.server.store.shape import Shaped
 from gpu_monitor.server.store.write_live import LiveBatch, put_live
 
+_NODES_KEPT = 4096
+"""Nodes kept in memory with their GPUs, some 3 KB each with eight."""
 _CHANGE = ("seq", "time", "kind", "agent", "hour")
 
 
@@ -127,6 +129,8 @@ class GroupRecorder:
         self._facts = FactBook()
         self._contracts = Contracts()
         self._tokens = NodeTokens()
+        self._nodes: dict[str, Node] = {}
+        self._written: dict[str, Node] = {}
 
     def write_group(
         self,
@@ -136,22 +140,31 @@ class GroupRecorder:
         live: Sequence[LiveBatch] = (),
     ) -> Written:
         """Write what is new of the group, in the caller's transaction, which holds the writers' lock."""
-        work = _Group(connection, group, now, self._facts, self._contracts, self._tokens)
+        # One process writes a SQLite file, so nodes are as it left them; on PostgreSQL others write them, too.
+        known = self._nodes if connection.dialect.name == "sqlite" else {}
+        work = _Group(connection, group, now, self._facts, self._contracts, self._tokens, known)
         for places in rounds([one.shaped.intake for one in group]):
             work.write_round(places)
-        return work.finish(work.write_live(live) if live else [])
+        written = work.finish(work.write_live(live) if live else [])
+        self._written = work.nodes
+        return written
 
     def keep(self) -> None:
         """The transaction was committed."""
         self._facts.keep()
         self._contracts.keep()
         self._tokens.keep()
+        if len(self._nodes) + len(self._written) > _NODES_KEPT:
+            self._nodes = {}
+        self._nodes.update(self._written)
+        self._written = {}
 
     def undo(self) -> None:
         """The transaction was rolled back."""
         self._facts.undo()
         self._contracts.undo()
         self._tokens.undo()
+        self._nodes, self._written = {}, {}
 
 
 @dataclass(slots=True)
@@ -164,6 +177,7 @@ class _Group:
     facts: FactBook
     contracts: Contracts
     tokens: NodeTokens
+    known: Mapping[str, Node]
     answers: dict[int, Answer | Refusal] = field(default_factory=dict)
     touched: list[Touched] = field(default_factory=list)
     nodes: dict[str, Node] = field(default_factory=dict)
@@ -273,6 +287,8 @@ class _Group:
 
     def _load(self, uuids: set[str]) -> None:
         unknown = uuids - self.nodes.keys()
+        self.nodes.update((uuid, self.known[uuid]) for uuid in unknown & self.known.keys())
+        unknown -= self.known.keys()
         if unknown:
             self.nodes.update(load_nodes(self.rows, unknown))
 

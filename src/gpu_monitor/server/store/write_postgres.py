@@ -92,6 +92,10 @@ class PostgresRows:
         agents, low, high = (list(part) for part in zip(*ranges, strict=True))
         return list(self._connection.exec_driver_sql(_RECEIPTS, (agents, low, high)))
 
+    def set_last_hours(self, seen: Sequence[tuple[int, int]]) -> None:
+        """All GPUs of these agents were seen in an hour: (hour, agent)."""
+        self._connection.exec_driver_sql("UPDATE gpus SET last_hour = %s WHERE agent = %s", list(seen))
+
     def set_status(self, agent: int, gpu: int, status: str, until: float) -> None:
         """Say why a GPU gives nothing, unless something newer than `until` is known of it."""
         self._connection.exec_driver_sql(

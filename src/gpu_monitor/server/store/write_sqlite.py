@@ -62,6 +62,10 @@ class SqliteRows:
         """Receipts of each (agent, from hour, to hour)."""
         return list(self._connection.exec_driver_sql(_RECEIPTS, (msgspec.json.encode(ranges).decode(),)))
 
+    def set_last_hours(self, seen: Sequence[tuple[int, int]]) -> None:
+        """All GPUs of these agents were seen in an hour: (hour, agent)."""
+        self._connection.exec_driver_sql("UPDATE gpus SET last_hour = ? WHERE agent = ?", list(seen))
+
     def set_status(self, agent: int, gpu: int, status: str, until: float) -> None:
         """Say why a GPU gives nothing, unless something newer than `until` is known of it."""
         self._connection.exec_driver_sql(
