@@ -24,12 +24,14 @@ _SETTINGS = {
     "log_min_messages": "warning",
     "lc_messages": "C",
 }
-# Ends the server when its standard input ends: when the tests close it, and when they are killed.
+# Ends the server as its standard input says; where that ends without a word the tests were killed: all is removed.
 _WATCHED = """
+folder=$1; shift
 "$@" </dev/null & server=$!
-read line
+read line || killed=yes
 kill -"${line:-INT}" $server 2>/dev/null
 wait $server
+if [ -n "${killed:-}" ]; then rm -rf "$folder"; fi
 """
 
 
@@ -85,7 +87,7 @@ class Cluster:
         }
         words = [f"-c{name}={value}" for name, value in settings.items()]
         self._process = subprocess.Popen(
-            ["sh", "-c", _WATCHED, "sh", self._bin / "postgres", "-D", self._data, *words],
+            ["sh", "-c", _WATCHED, "sh", self.folder, self._bin / "postgres", "-D", self._data, *words],
             stdin=subprocess.PIPE, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, cwd=self.folder, **_identity(),
         )  # fmt: skip
         ready = threading.Event()
