@@ -104,13 +104,13 @@ def fleet_now(
     times: dict[float | None, str | None] = {None: None}  # many GPUs share one
     found = connection.execute(query).all()
     uids = {row[1] for row in found}
+    since = {agent: node.now_since(now) for agent, node in held.items()}
     for row in found:
-        agent, uid, source, is_simulated, name, body, time, live, status, coverage = row[:_LEAD]
+        agent, uid, source, is_simulated, name, body, time, live, status, coverage, *values = row
         node = held.get(agent)
         if node is None:
             continue
-        values: Any = row[_LEAD:]
-        is_now = values_until(time, live, node.period_seconds, node.interval_seconds) >= now
+        is_now = time is not None and time >= since[agent][bool(live)]
         identity = identity_of(body)
         if is_simulated and not simulated:
             excluded += 1
@@ -156,6 +156,13 @@ class _Node(NamedTuple):
     period_seconds: int | None
     interval_seconds: int | None
 
+    def now_since(self, now: float) -> tuple[float, float]:
+        """Values that end at this time or later count as now: means of periods, live samples."""
+        after_period, after_live = (
+            values_until(0.0, live, self.period_seconds, self.interval_seconds) for live in (False, True)
+        )
+        return now - after_period, now - after_live
+
     @property
     def seen_until(self) -> float:
         """Until when it is not silent, UTC epoch s."""
@@ -188,7 +195,6 @@ _OF_GPU = (
     latest.c.status,
     latest.c.coverage,
 )
-_LEAD = len(_OF_GPU)
 _GPUS = (
     select(*_OF_GPU, *(latest.c[name] for name in _METRICS))
     .select_from(gpus)

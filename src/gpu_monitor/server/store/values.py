@@ -42,7 +42,11 @@ def shower(metric: Metric) -> Callable[[int | None], Any]:
     scale = scale_of(metric)
     if scale == 1:
         return lambda whole: whole
-    return lambda whole: part(whole, scale)
+    if scale < 1:
+        return lambda whole: part(whole, scale)
+    unit = int(scale)
+    # As `part`, in one call: the fleet now makes ten thousand of them.
+    return lambda whole: None if whole is None else whole / unit if whole % unit else whole // unit
 
 
 @lru_cache(1024)
