@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from operator import itemgetter
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import msgspec
 from msgspec.structs import astuple
@@ -79,68 +79,46 @@ def make_fact(content: Any) -> Fact:
     return Fact(fact_digest(body), body)
 
 
-class _Plan:
-    """How the values of one kind of entry become whole numbers. `exact`: metrics without decimals come whole."""
+def _write_plan(
+    metrics: Sequence[Metric], fields: Sequence[str], basis: Sequence[tuple[str, int]], *, exact: bool
+) -> Callable[[Row], tuple[Row, list[str]]]:
+    """A function that turns an entry's values into scaled whole numbers, in the order of the table's columns.
 
-    def __init__(
-        self,
-        metrics: Sequence[Metric],
-        fields: Sequence[str],
-        basis: Sequence[tuple[str, int]],
-        *,
-        exact: bool,
-    ) -> None:
-        place = fields.index
-        self.basis = [(place(name), 10**decimals) for name, decimals in basis]
-        # Where a value stands, its extremes (or -1), what to multiply with (None: nothing; 0: flags to a mask).
-        self.steps: list[tuple[int, int, int, float | None]] = []
-        for metric in metrics:
-            scale: float | None = scale_of(metric)
-            if metric.kind is Kind.FLAGS:
-                scale = 0
-            elif exact and scale == 1:
-                scale = None
-            ends = (
-                [place(f"{metric.name}_{end}") for end in ("min", "max")]
-                if has_extremes(metric)
-                else [-1, -1]
-            )
-            self.steps.append((place(metric.name), ends[0], ends[1], scale))
+    It also gives the names of flags that we do not know. `exact`: metrics without decimals come whole. The
+    function is written out, one line a value, as the standard library does for dataclasses: a loop over 80
+    columns took half as long again, and this is the largest part of taking a report.
+    """
+    lines = ["def whole(given):", " unknown = []"]
+    names: list[str] = []
 
-    def whole(self, given: Row) -> tuple[list[int | None], list[str]]:
-        """Scaled whole numbers in the order of the table's columns, and the names of flags that we do not know."""
-        out: list[int | None] = [
-            None if (value := given[at]) is None else round(value * scale) for at, scale in self.basis
-        ]
-        unknown: list[str] = []
-        append = out.append
-        for at, low_at, high_at, scale in self.steps:
-            value = given[at]
-            if value is None:
-                if low_at < 0:
-                    append(None)
-                else:
-                    out += _UNKNOWN
-            elif scale is None:
-                append(value)
-                if low_at >= 0:
-                    append(None if (low := given[low_at]) is None else value - low)
-                    append(None if (high := given[high_at]) is None else high - value)
-            elif scale:
-                middle = round(value * scale)
-                append(middle)
-                if low_at >= 0:
-                    append(None if (low := given[low_at]) is None else middle - round(low * scale))
-                    append(None if (high := given[high_at]) is None else round(high * scale) - middle)
-            else:
-                mask, unknown = flags_of(value)
-                append(mask)
-        return out, unknown
+    def put(name: str, text: str) -> None:
+        lines.append(f" {name} = None if v is None else {text}")
+        names.append(name)
+
+    for number, (field, decimals) in enumerate(basis):
+        lines.append(f" v = given[{fields.index(field)}]")
+        put(f"b{number}", f"round(v * {10**decimals})")
+    for number, metric in enumerate(metrics):
+        scale = scale_of(metric)
+        scaled = "v" if exact and scale == 1 else f"round(v * {scale})"
+        middle = f"m{number}"
+        lines.append(f" v = given[{fields.index(metric.name)}]")
+        if metric.kind is Kind.FLAGS:
+            lines.append(f" {middle}, unknown = (None, unknown) if v is None else flags_of(v)")
+            names.append(middle)
+            continue
+        put(middle, scaled)
+        if has_extremes(metric):
+            lines.append(f" v = None if {middle} is None else given[{fields.index(f'{metric.name}_min')}]")
+            put(f"l{number}", f"{middle} - {scaled}")
+            lines.append(f" v = None if {middle} is None else given[{fields.index(f'{metric.name}_max')}]")
+            put(f"h{number}", f"{scaled} - {middle}")
+    lines.append(f" return ({', '.join(names)}), unknown")
+    place: dict[str, Any] = {"flags_of": flags_of}
+    exec("\n".join(lines), place)
+    return cast("Callable[[Row], tuple[Row, list[str]]]", place["whole"])
 
 
-_UNKNOWN = (None, None, None)
-_GPU_PLAN = _Plan(SAMPLED, ENTRY_FIELDS, (*COVER, *IDLE), exact=True)
-_HOST_PLAN = _Plan(HOST_METRICS, HOST_FIELDS, COVER, exact=False)
 _identity_of = itemgetter(*(ENTRY_FIELDS.index(metric.name) for metric in IDENTITY))
 _states_of = itemgetter(*(ENTRY_FIELDS.index(metric.name) for metric in STATES))
 _UID, _SOURCE = ENTRY_FIELDS.index("uid"), ENTRY_FIELDS.index("source")
@@ -175,7 +153,7 @@ class Shaper:
                 gpus.append(row)
         if wrong and not gpus:
             raise Malformed(f"gpus[0].{wrong[0].field}", f"{wrong[0].reason}; no GPU entry can be taken")
-        host = None if intake.host is None else _HOST_PLAN.whole(astuple(intake.host))[0]
+        host = None if intake.host is None else _whole_host(astuple(intake.host))[0]
         gaps = _rows(intake.gaps, "gaps", _gap)
         events = _rows(intake.events, "events", _event)
         processes = _rows(intake.processes, "processes", _process)
@@ -198,7 +176,7 @@ class Shaper:
     def _gpu(self, values: Row, extra: str | None) -> GpuRow:
         identity, name = self.identity(_identity_of(values))
         states = self._state((bytes(values[_REASONS_AT]), *_states_of(values)))
-        whole, unknown = _GPU_PLAN.whole(values)
+        whole, unknown = _whole_gpu(values)
         if unknown:
             extra = _with_unknown(extra, unknown)
         return GpuRow(values[_UID], values[_SOURCE], name, identity, states, whole, extra)
@@ -257,6 +235,10 @@ def flags_of(names: Iterable[str]) -> tuple[int, list[str]]:
         else:
             unknown.append(str(text_of(name, 64)))
     return mask, unknown
+
+
+_whole_gpu = _write_plan(SAMPLED, ENTRY_FIELDS, (*COVER, *IDLE), exact=True)
+_whole_host = _write_plan(HOST_METRICS, HOST_FIELDS, COVER, exact=False)
 
 
 def _with_unknown(extra: str | None, names: list[str]) -> str:
