@@ -87,6 +87,7 @@ def series_of(
         Query(
             min_length=1,
             max_length=_METRICS,
+            json_schema_extra={"items": {"type": "string", "enum": sorted(KNOWN)}},
             description="a metric of the catalogue, idle_seconds, held_idle_seconds, or of a node host.cpu_utilization"
             " and the like; several may be given",
         ),
