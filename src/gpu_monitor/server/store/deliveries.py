@@ -115,4 +115,4 @@ def list_deliveries(
         query = query.where(outbox.c.alert == alert)
     if before is not None:
         query = query.where(deliveries.c.id < before)
-    return [Delivery(*row) for row in connection.execute(query).tuples()]
+    return [Delivery(**row) for row in connection.execute(query).mappings()]
