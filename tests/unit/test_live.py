@@ -72,13 +72,13 @@ class FakeLiveSink:
             return [message for message, _ in self.messages]
 
 
-def origin(node: str) -> Callable[[], Origin]:
-    return lambda: Origin(node, "host", "Linux", "1.2.3", "12345", 60)
+def origin(node: str, interval_seconds: int = 0) -> Callable[[], Origin]:
+    return lambda: Origin(node, "host", "Linux", "1.2.3", "12345", interval_seconds)
 
 
 @contextmanager
-def live(sink: FakeLiveSink | None) -> Iterator[Live]:
-    made = Live(lambda: sink, origin(prompt_node()), SystemClock(), spacing=0.0)
+def live(sink: FakeLiveSink | None, interval_seconds: int = 0) -> Iterator[Live]:
+    made = Live(lambda: sink, origin(prompt_node(), interval_seconds), SystemClock(), spacing=0.0)
     made.start()
     try:
         yield made
@@ -100,7 +100,7 @@ def read(**values: Any) -> Round:
 
 def test_an_interval_is_told_once_with_names_units_and_decimals_of_the_catalogue() -> None:
     sink = FakeLiveSink()
-    with live(sink) as made:
+    with live(sink, 60) as made:
         made.seen(read(), NOW)
         made.stored(
             interval(

@@ -46,6 +46,8 @@ SPACING_SECONDS = 15.0
 """Unwatched, messages lie at least so far apart, whatever the interval: a message costs as much as a reading."""
 _WATCH_LASTS = 60.0
 """A watch that no answer has repeated for so long is over: the server may be gone."""
+_LATE_SECONDS = 0.5
+"""After its end an interval is read, stored and here."""
 _PRESENT_SECONDS = 600.0
 """What ended longer ago (a sped-up simulation, a replay) is not live."""
 _END_SECONDS = 1.0
@@ -97,7 +99,7 @@ class Live:
         self._sink: LiveSink | None = None
         self._is_stale = True
         self._is_shown = False
-        self._offset = 0.0
+        self._offset = self._interval = self._ended = 0.0
         self._watch: tuple[float, float] | None = None
         self._failures = 0
         self._not_before = 0.0
@@ -196,6 +198,7 @@ class Live:
             return None
         self._take_up()
         if not self._queue and not self._readings:
+            self._due = None
             return None
         now = self._real.monotonic()
         if self._due is None:
@@ -213,8 +216,14 @@ class Live:
         while (self._queue or self._readings) and not self._is_over:
             if not self._send():
                 return self._not_before
-        self._due = None
-        return None
+        self._due = None if self._watch is not None else self._expected()
+        return self._due
+
+    def _expected(self) -> float:
+        """When the next interval should have ended and be due (monotonic): no need to be woken for it."""
+        ahead = self._ended + self._interval + self._offset + _LATE_SECONDS - self._real.now()
+        latest = self._real.monotonic() + min(ahead, self._interval + self._offset)
+        return max(latest, self._sent_at + self._spacing)
 
     def _reopen(self) -> None:
         self._is_stale = False
@@ -222,8 +231,9 @@ class Live:
             self._sink.close()
         self._sink, self._watch, self._due = self._open_sink(), None, None
         self._failures, self._not_before, self._sent_at = 0, 0.0, float("-inf")
-        part = zlib.crc32(self._origin().node.encode()) / 0xFFFFFFFF
-        self._offset = part * _SPREAD_SECONDS
+        origin = self._origin()
+        self._interval = float(origin.interval_seconds)
+        self._offset = zlib.crc32(origin.node.encode()) / 0xFFFFFFFF * _SPREAD_SECONDS
 
     def _forget(self) -> None:
         """Nobody takes live samples here: that is no loss."""
@@ -241,6 +251,7 @@ class Live:
             collection = self._fresh.popleft()
             if not self._is_present(collection.until):
                 continue
+            self._ended = collection.until
             self._driver = next(
                 (
                     str(row.states["driver_version"])

@@ -63,9 +63,11 @@ class Statuses:
 
     def __init__(self) -> None:
         self._known: dict[str, Identity] = {}
+        self._told: list[tuple[Identity, str]] = []
+        self._parts: list[GpuPart] = []
 
     def parts(self, newest: Round) -> list[GpuPart]:
-        """Every GPU of this run as of the newest round."""
+        """Every GPU of this run as of the newest round; made anew only where something changed."""
         causes: dict[str, str] = {}
         for device in newest.devices:
             uid = device.identity.uid
@@ -73,7 +75,10 @@ class Statuses:
             is_ok = device.status is Status.OK
             causes[uid] = "ok" if is_ok else device.cause or device.status.value
         gone = newest.paused or "GPU disappeared"
-        return [_part(identity, causes.get(uid, gone)) for uid, identity in self._known.items()]
+        told = [(identity, causes.get(uid, gone)) for uid, identity in self._known.items()]
+        if told != self._told:
+            self._told, self._parts = told, [_part(identity, status) for identity, status in told]
+        return self._parts
 
 
 def _part(identity: Identity, status: str) -> GpuPart:

@@ -14,6 +14,7 @@ from websockets.sync.client import ClientConnection
 from tests.e2e.program import configure, query, running
 from tests.e2e.waiting import until
 from tests.server.e2e.test_live_sockets import ask, following, live
+from tests.server.postgres import Cluster
 from tests.server.rig import Server, serving
 
 
@@ -32,6 +33,7 @@ def gpus_of(server: Server) -> list[Any]:
     return list(server.ask("GET", "/api/fleet").json["items"])
 
 
+@pytest.mark.slow
 def test_a_new_node_shows_before_its_first_report_and_stores_its_minutes(tmp_path: Path) -> None:
     with serving(tmp_path) as server:
         agent_of(server, tmp_path / "agent", interval_seconds=2, reading_seconds=1)
@@ -72,11 +74,12 @@ def test_while_somebody_looks_readings_come_every_two_seconds_and_rows_as_ever(t
         agent_of(server, tmp_path / "agent", interval_seconds=6, reading_seconds=3)
         with running(tmp_path / "agent", "--simulate", "2"), live(server) as overview:
             ask(overview, gpus="all")
+            until(lambda: len(gpus_of(server)) == 2, "two GPUs")
             node = gpus_of(server)[0]["node"]
             with live(server) as page:
                 ask(page, gpus=[node])
-                until_paced(page, lambda steps: max(steps) <= 3.5)
-            until_paced(overview, lambda steps: min(steps) >= 5)
+                until_paced(page, 3, lambda step: step <= 3.5)
+            until_paced(overview, 1, lambda step: step >= 5)
         rows = query(
             tmp_path / "agent/gpu_metrics.db",
             "SELECT count(*), count(DISTINCT start), max(seconds) FROM samples GROUP BY gpu",
@@ -87,16 +90,16 @@ def test_while_somebody_looks_readings_come_every_two_seconds_and_rows_as_ever(t
         assert longest <= 6
 
 
-def until_paced(page: ClientConnection, is_paced: Callable[[list[float]], bool]) -> None:
-    """Read until the last two steps between the times of a GPU's values, in seconds, are as wanted."""
+def until_paced(page: ClientConnection, count: int, is_paced: Callable[[float], bool]) -> None:
+    """Read until the last `count` steps between the times of a GPU's values, in seconds, are as wanted."""
     times: list[datetime] = []
     for _ in range(60):
         for gpu in following(page).get("gpus", []):
             time = datetime.fromisoformat(gpu["time"])
             if gpu["index"] == 0 and time not in times:
                 times.append(time)
-        steps = [(after - before).total_seconds() for before, after in pairwise(times[-3:])]
-        if len(steps) == 2 and is_paced(steps):
+        steps = [(after - before).total_seconds() for before, after in pairwise(times[-count - 1 :])]
+        if len(steps) == count and all(map(is_paced, steps)):
             return
     raise AssertionError(f"never at that pace: {times}")
 
@@ -123,3 +126,27 @@ def test_a_server_that_was_killed_is_told_again_and_the_agent_never_misses_a_min
                 assert newest == before_kill
         gaps = query(tmp_path / "agent/gpu_metrics.db", "SELECT cause FROM gaps WHERE cause <> 'agent down'")
         assert gaps == []
+
+
+@pytest.mark.slow
+def test_a_page_of_one_process_has_an_agent_watched_that_tells_another(
+    cluster: Cluster, postgresql_template: str, tmp_path: Path
+) -> None:
+    database = cluster.create(postgresql_template)
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    with (
+        serving(tmp_path / "one", database=database) as told,
+        serving(tmp_path / "two", database=database) as shown,
+    ):
+        agent_of(told, tmp_path / "agent", interval_seconds=6, reading_seconds=3)
+        with running(tmp_path / "agent", "--simulate", "1"):
+            until(lambda: len(gpus_of(shown)) == 1, "the other process shows it")
+            uid = gpus_of(shown)[0]["uid"]
+            with live(shown) as page:
+                ask(page, gpus=[uid])
+                until_paced(page, 3, lambda step: step <= 3.5)
+            with live(shown) as overview:
+                ask(overview, gpus="all")
+                until_paced(overview, 1, lambda step: step >= 5)
+    cluster.drop(database)
