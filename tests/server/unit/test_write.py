@@ -114,6 +114,16 @@ def test_fleet_hours_are_sums_of_what_each_gpu_has(desk: Desk) -> None:
     assert [row[1:] for row in everyone] == [row[1:] for row in sums]  # there is one contract
 
 
+def test_an_instance_is_counted_with_its_gpu_and_taken_off_with_it(desk: Desk) -> None:
+    part = make_entry(2, uid="MIG-1", parent_uid="GPU-1")
+    lost = make_entry(3, uid="MIG-2", parent_uid="GPU-9")  # its GPU told nothing: it stands for itself
+    names = ("contract", "gpus", "power_usage_sum")
+    desk.take(make_report(revision=1, gpus=[make_entry(1), part, lost]))
+    assert {row[1:] for row in desk.rows(schema.fleet_hours, *names)} == {(2, 2 * 30025 * 36000)}
+    desk.take(make_report(revision=2, gpus=[make_entry(1), part]))
+    assert {row[1:] for row in desk.rows(schema.fleet_hours, *names)} == {(1, 30025 * 36000)}
+
+
 def test_latest_holds_the_newest_period_of_each_gpu_whatever_the_order(desk: Desk) -> None:
     newer = make_report(hour=HOUR + 1, gpus=[make_entry(1, power_usage=200)])
     assert outcomes(desk.take(newer, make_report(gpus=2))) == ["stored", "stored"]

@@ -19,6 +19,7 @@ from gpu_monitor.server.store.rollup import (
     merge,
     pick_needed,
     with_everyone,
+    without_instances,
 )
 from gpu_monitor.server.store.roster import Node, load_gpus, place_gpu, store_gpus
 from gpu_monitor.server.store.rows import Rows
@@ -148,7 +149,8 @@ def _ongoing(shaped: Shaped) -> dict[str | None, str]:
 
 def _count(one: Accepted, fleet: dict[FleetKey, Sums]) -> None:
     intake = one.shaped.intake
-    parts = ((row.source in MADE_UP, pick_needed(row.values)) for row in one.shaped.gpus)
+    counted = without_instances(one.shaped.gpus, lambda row: (row.uid, row.identity.body))
+    parts = ((row.source in MADE_UP, pick_needed(row.values)) for row in counted)
     merge(
         fleet,
         fleet_part(intake.hour, one.contract, intake.period_seconds, one.shaped.simulated, parts),

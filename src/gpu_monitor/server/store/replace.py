@@ -9,11 +9,12 @@ from sqlalchemy import ColumnElement, Connection, Table, delete, select
 
 from gpu_monitor.server.store.judge import HOUR, Receipt
 from gpu_monitor.server.store.put import LATEST_COLUMNS
-from gpu_monitor.server.store.rollup import NEEDED, FleetKey, Sums, fleet_part, merge
+from gpu_monitor.server.store.rollup import NEEDED, FleetKey, Sums, fleet_part, merge, without_instances
 from gpu_monitor.server.store.schema import (
     LIVE_METRICS,
     aggregates,
     events,
+    facts,
     gaps,
     gpus,
     host_hours,
@@ -30,11 +31,19 @@ def take_off(
 ) -> frozenset[int]:
     """Remove the rows of a receipt; the ordinals it had. What the fleet's hours lose is added to `fleet`."""
     held = connection.execute(
-        select(aggregates.c.gpu, gpus.c.simulated, *(aggregates.c[name] for name in NEEDED))
+        select(
+            aggregates.c.gpu,
+            gpus.c.simulated,
+            gpus.c.uid,
+            facts.c.body,
+            *(aggregates.c[name] for name in NEEDED),
+        )
         .join(gpus, (gpus.c.agent == aggregates.c.agent) & (gpus.c.ordinal == aggregates.c.gpu))
+        .join(facts, facts.c.id == aggregates.c.identity)
         .where(aggregates.c.hour == receipt.hour, aggregates.c.agent == receipt.agent)
     ).all()
-    rows = [(bool(simulated), values) for _gpu, simulated, *values in held]
+    counted = without_instances(held, lambda row: (row.uid, row.body))
+    rows = [(bool(simulated), values) for _gpu, simulated, _uid, _body, *values in counted]
     part = fleet_part(receipt.hour, receipt.contract, receipt.period_seconds, receipt.simulated, rows)
     merge(fleet, part, -1)
     for table in (aggregates, host_hours, gaps, events, processes, receipts):

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from operator import itemgetter
+from typing import TypeVar
 
 from gpu_monitor.server.store.schema import EVERYONE, FLEET_UNITS, aggregates, fleet_hours
+from gpu_monitor.server.store.values import identity_of
+
+T = TypeVar("T")
 
 FleetKey = tuple[int, int, bool]
 """Hour, contract, simulated."""
@@ -30,6 +34,15 @@ _UNITS = tuple(FLEET_UNITS.get(name, 1) for name in _MEANS)
 
 Part = tuple[bool, Sequence[int | None]]
 """One GPU's row: whether it is simulated, and its NEEDED values."""
+
+
+def without_instances(rows: Sequence[T], uid_and_identity: Callable[[T], tuple[str, str]]) -> list[T]:
+    """The rows but for MIG instances whose GPU is among them: what they do is counted with it."""
+    named = [uid_and_identity(row) for row in rows]
+    # An identity tells what it has: most have no parent, and are not decoded.
+    parents = [identity_of(body).parent_uid if '"parent_uid"' in body else None for _, body in named]
+    uids = {uid for uid, _ in named} if any(parents) else set()
+    return [row for row, parent in zip(rows, parents, strict=True) if parent not in uids]
 
 
 def fleet_part(
