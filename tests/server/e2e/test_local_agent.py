@@ -12,7 +12,7 @@ from tests.server.rig import serving
 def sent(folder: Path) -> int:
     """Reports that the agent knows to be acknowledged."""
     store = folder / "gpu_metrics.db"
-    if not store.exists():
+    if not store.exists() or not query(store, "SELECT 1 FROM sqlite_master WHERE name = 'reports'"):
         return 0
     return int(query(store, "SELECT count(*) FROM reports WHERE state = 'sent'")[0][0])
 
