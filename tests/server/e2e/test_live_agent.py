@@ -146,6 +146,7 @@ def test_a_page_of_one_process_has_an_agent_watched_that_tells_another(
             with live(shown) as page:
                 ask(page, gpus=[uid])
                 until_paced(page, 3, lambda step: step <= 3.5)
+                assert gpus_of(told)[0]["uid"] == uid
             with live(shown) as overview:
                 ask(overview, gpus="all")
                 until_paced(overview, 1, lambda step: step >= 5)
