@@ -18,7 +18,7 @@ from gpu_monitor.server.notify.notice import read_notice
 from gpu_monitor.server.store.alerts import Silence, end_silence, insert_silence, list_rules, put_rule
 from gpu_monitor.server.store.engine import Store
 from gpu_monitor.server.store.leader import Leadership, LeadLost
-from gpu_monitor.server.store.schema import changes, engine_state, outbox, rules
+from gpu_monitor.server.store.schema import alerts, changes, engine_state, outbox, rules
 from tests.server.watched import GPU, HOUR, NODE, NOW, Watched
 
 HOT = Rule("hot", Threshold(metric="temperature", limit=90, for_seconds=180), "warning", "Cool it.")
@@ -101,6 +101,27 @@ def test_a_restart_keeps_what_is_pending_and_fires_nothing_twice(watch: Watch) -
     assert fleet.told() == [(first[0].id, "fired")]
     pass_minutes(fleet, [800])
     assert fleet.told() == [(first[0].id, "fired"), (first[0].id, "resolved")]
+
+
+def test_a_condition_that_lasts_longer_than_the_minutes_that_are_read_each_time(watch: Watch) -> None:
+    """Of most GPUs the last five minutes are read: what began before them is known from the alert, or read anew."""
+    fleet = watch(Rule("hot", Threshold(metric="temperature", limit=90, for_seconds=600), "warning"))
+    seen = pass_minutes(fleet, [800, *[950] * 9])
+    assert seen[-1] == [("hot", "pending")]
+    assert pass_minutes(fleet, [950])[-1] == [("hot", "firing")]
+    (alert,) = fleet.alerts()
+    assert alert.since == NOW + 60
+    # A process that knows nothing of the alert but what is written, and one that finds none at all.
+    fleet.restart()
+    pass_minutes(fleet, [950] * 3)
+    assert [(one.id, one.state) for one in fleet.alerts()] == [(alert.id, "firing")]
+    with fleet.store.write() as connection:
+        connection.execute(alerts.delete())
+    fleet.restart()
+    fleet.turn()
+    assert [(one.since, one.state) for one in fleet.alerts()] == [(NOW + 60, "firing")]
+    pass_minutes(fleet, [800])
+    assert fleet.states() == [("hot", "resolved")]
 
 
 def test_alerts_of_simulated_gpus_say_so(store: Store, watch: Watch) -> None:

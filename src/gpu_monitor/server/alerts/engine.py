@@ -51,13 +51,15 @@ _DISK_SECONDS = 60.0
 class Setting:
     """What an engine is given. `audience` reads who is told; `disks` measures the server's disks.
 
-    `written` is called after each commit, with the number of its newest change (None: it has none).
+    `written` is called after each commit, with the number of its newest change (None: it has none); `pause`
+    before each part of the work: it may hold back while more urgent work waits.
     """
 
     audience: Callable[[Connection], Audience]
     disks: Callable[[], Sequence[DiskUse]]
     written: Callable[[int | None], None]
     seeds: tuple[Rule, ...] = ()
+    pause: Callable[[], None] = lambda: None
 
 
 class _Heap:
@@ -138,6 +140,7 @@ class Engine:
         is_written = self._recheck(now)
         for start in range(0, len(agents), _AT_ONCE):
             part = {agent: touches[agent] for agent in agents[start : start + _AT_ONCE]}
+            self._setting.pause()
             with self._store.read() as connection:
                 result = evaluate(connection, memory.book, part, now)
             # The last part is written together with how far the changes were followed.

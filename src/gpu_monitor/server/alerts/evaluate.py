@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import ceil
 
 from sqlalchemy import Connection
@@ -55,7 +55,11 @@ _LOG = logging.getLogger("alerts")
 SERVER = "server"
 """The subject of alerts about the server itself."""
 _MARGIN_SECONDS = 600.0
-"""Windows reach so much further back than the longest duration: the reading that ends a stretch is seen, too."""
+"""Deep windows reach so much further back than the longest duration: the reading before a stretch is seen, too."""
+_SHALLOW_SECONDS = 300.0
+"""Of most GPUs so few live minutes tell all: that a condition does not hold, or since when it does."""
+_DEEP_AT_ONCE = 20
+"""Nodes whose whole windows are read at once: some 10,000 readings of an hour."""
 
 
 @dataclass
@@ -128,6 +132,15 @@ class Result:
     absence: dict[int, float] = field(default_factory=dict)
     other: dict[int, float] = field(default_factory=dict)
     full: set[int] = field(default_factory=set)
+    shallow: set[int] = field(default_factory=set)
+    """Nodes of which the last minutes did not tell enough."""
+
+    def take(self, other: Result) -> None:
+        """Add what another part found."""
+        self.found += other.found
+        self.absence.update(other.absence)
+        self.other.update(other.other)
+        self.full |= other.full
 
 
 Actives = dict[tuple[str, str], Alert]
@@ -137,15 +150,33 @@ _ABSENCE_KINDS = ("silent", "late", "skew")
 
 
 def evaluate(connection: Connection, book: RuleBook, touches: Mapping[int, Touch], now: float) -> Result:
-    """Judge these nodes and their GPUs."""
+    """Judge these nodes and their GPUs: by the last minutes, and by whole windows where those do not tell enough."""
+    result = _evaluate(connection, book, touches, now, _SHALLOW_SECONDS)
+    deep = sorted(result.shallow)
+    if deep:
+        result.found = [one for one in result.found if one.subject.agent not in result.shallow]
+        for agent in deep:
+            result.absence.pop(agent, None)
+            result.other.pop(agent, None)
+    for start in range(0, len(deep), _DEEP_AT_ONCE):
+        part = {agent: touches[agent] for agent in deep[start : start + _DEEP_AT_ONCE]}
+        result.take(_evaluate(connection, book, part, now, None))
+    return result
+
+
+def _evaluate(
+    connection: Connection, book: RuleBook, touches: Mapping[int, Touch], now: float, reach: float | None
+) -> Result:
+    """Judge by the live minutes of the last `reach` seconds; None: by all that any rule needs."""
     agents = list(touches)
     nodes = load_nodes(connection, agents)
     gpus = load_gpus(connection, [agent for agent in agents if _wants_gpus(touches[agent])])
     actives = {(alert.rule, alert.subject): alert for alert in active_alerts(connection, agents)}
-    histories = _read(connection, book, nodes, touches, now)
+    histories = _read(connection, book, nodes, touches, now - (reach or book.reach_seconds + _MARGIN_SECONDS))
     result = Result()
     for agent, node in nodes.items():
         judge = _Judge(book, node, touches[agent], histories, actives, now, result)
+        judge.is_shallow = reach is not None
         judge.node()
         for gpu in gpus.get(agent, ()):
             judge.gpu(gpu)
@@ -184,12 +215,12 @@ def _read(
     book: RuleBook,
     nodes: Mapping[int, NodeFacts],
     touches: Mapping[int, Touch],
-    now: float,
+    since: float,
 ) -> Histories:
     histories = Histories()
     live = [agent for agent in nodes if _wants_gpus(touches[agent])]
     if live:
-        load_live(connection, live, now - book.reach_seconds - _MARGIN_SECONDS, book.gpu_metrics, histories)
+        load_live(connection, live, since, book.gpu_metrics, histories)
     for (first, last), agents in _ranges(book, nodes, touches).items():
         load_receipts(connection, agents, first, last, histories)
         load_hours(connection, agents, first, last, book.gpu_metrics, histories)
@@ -242,6 +273,7 @@ class _Judge:
         now: float,
         result: Result,
     ) -> None:
+        self.is_shallow = False
         self._book, self._node, self._touch = book, node, touch
         self._histories, self._actives, self._now, self._result = histories, actives, now, result
         newest = node.last_hour
@@ -279,6 +311,7 @@ class _Judge:
         subject = Subject(f"{node.uuid}/{gpu.uid}", node.agent, gpu.uid, node.contract, gpu.simulated)
         names = (node.uuid, node.hostname, gpu.uid, gpu.name)
         window = self._gpu_window(gpu) if self._has_newest else None
+        first = next((r.start for r in window.readings if r.is_live), None) if window is not None else None
         view = View(self._now, True, self._is_old(gpu))
         for rule in self._book.gpu:
             if not self._is_meant(rule, subject, names):
@@ -286,7 +319,28 @@ class _Judge:
             self._past(rule, subject, self._past_gpus(gpu))
             if window is None or not (self._touch.is_full or kind_of(rule.spec).name in _LIVE_KINDS):
                 continue
-            self._judged(rule, subject, judgement_of(rule, window), view, False)
+            judgement = judgement_of(rule, window)
+            if self.is_shallow and first is not None:
+                judgement = self._completed(rule, subject, judgement, first)
+            self._judged(rule, subject, judgement, view, False)
+
+    def _completed(self, rule: Rule, subject: Subject, judgement: Judgement, first: float) -> Judgement:
+        """The judgement of a few minutes, with what the active alert knows of the time before.
+
+        Where a stretch began before the `first` of them and nobody knows when, the node must be judged by all.
+        """
+        cut = next((one for one in judgement.episodes if one.since == first), None)
+        if cut is None or cut.is_firing:
+            return judgement
+        active = self._actives.get((rule.id, subject.name))
+        if active is None or (
+            active.state == "pending" and cut.seen - active.since >= duration_of(rule.spec)
+        ):
+            self._result.shallow.add(self._node.agent)
+        elif active.state == "firing":
+            whole = tuple(replace(one, is_firing=True) if one is cut else one for one in judgement.episodes)
+            return replace(judgement, episodes=whole)
+        return judgement
 
     def _is_meant(self, rule: Rule, subject: Subject, names: tuple[str | None, ...]) -> bool:
         """Whether the rule is about the subject; an alert from when it was ends."""

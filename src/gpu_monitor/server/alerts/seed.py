@@ -36,7 +36,7 @@ def read_rules_file(path: Path) -> tuple[Rule, ...]:
     except OSError as error:
         raise ConfigError(f"cannot read the rules in {path}: {error.strerror}", "Correct --rules.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not TOML: {error}", "docs/server.md shows a rules file.") from error
+        raise ConfigError(f"{path} is not TOML: {error}", "docs/alerts.md shows a rules file.") from error
     return tuple(_rule(name, table, path) for name, table in tables.items())
 
 

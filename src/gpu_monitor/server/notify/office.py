@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,10 @@ from gpu_monitor.server.notify.client import Client
 from gpu_monitor.server.notify.postman import Postman
 from gpu_monitor.server.store.engine import Store
 from gpu_monitor.server.store.leader import Leadership
+
+_PAUSE_SECONDS = 2.0
+_BUSY_REPORTS = 64
+"""Reports in the writer's queue: more than one group of the usual size."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,15 @@ def open_office(
         if seq is not None:
             told(seq)
 
+    def pause() -> None:
+        """Reports that wait to be stored go first, for a while: an alert may be some seconds late, an answer not."""
+        until = clock.monotonic() + _PAUSE_SECONDS
+        while metrics.snapshot().gauges.get(("queue_reports", ()), 0.0) > _BUSY_REPORTS:
+            if clock.monotonic() >= until:
+                return
+            clock.wait(never, clock.monotonic() + 0.1)
+
+    never = threading.Event()
     is_on = settings.enable_notifications
     seeds = () if settings.rules_file is None else read_rules_file(settings.directory / settings.rules_file)
     setting = Setting(
