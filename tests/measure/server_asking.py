@@ -19,7 +19,7 @@ Say = Callable[[str, float], None]
 _CLIENTS = 4
 _REPORTS_A_SECOND = 50
 """Beside the questions: what a fleet of 15,000 nodes sends on average over its five minutes."""
-_GPU = "GPU-00000000-0000-4000-9000-000000000500"
+_GPU = "GPU-00000000-0000-4000-9000-000000000050"
 QUESTIONS: tuple[tuple[str, str, float], ...] = (
     ("fleet now", "/api/fleet", 15),
     ("one GPU, 30 days", f"/api/series?metric=gpu_utilization&gpu={_GPU}&from=-30d", 15),

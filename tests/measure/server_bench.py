@@ -34,7 +34,7 @@ _LIBRARIES = ("fastapi", "uvicorn", "uvloop", "msgspec", "sqlalchemy", "psycopg"
 class Scale:
     """How much: the documented measure, or a quick look."""
 
-    reports: int = 8000
+    reports: int = 4000
     rounds: int = 3
     backlog_nodes: int = 500
     agents: int = 10_000
