@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,22 @@ def test_the_file_counts_where_it_says_something_new(store: Store, tmp_path: Pat
 def test_what_is_wrong_is_said(tmp_path: Path, text: str, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         read_rules_file(write(tmp_path, text))
+
+
+def test_the_file_that_the_docs_show_is_taken_and_a_built_in_rule_keeps_its_advice(
+    store: Store, tmp_path: Path
+) -> None:
+    page = (Path(__file__).parents[3] / "docs/alerts.md").read_text(encoding="utf-8")
+    shown = re.search(r"```toml\n(.*?)```", page, re.DOTALL)
+    assert shown is not None
+    with store.write() as connection:
+        plant(connection, read_rules_file(write(tmp_path, shown[1])), 1.0)
+        power, held = find_rule(connection, "too-much-power"), find_rule(connection, "gpu-held-idle")
+    assert power is not None
+    assert (power.severity, power.spec.only, power.builtin) == ("warning", ("NVIDIA H100*",), False)
+    assert held is not None
+    assert (held.severity, held.builtin) == ("warning", True)
+    assert (held.advice or "").startswith("Somebody holds memory")
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:

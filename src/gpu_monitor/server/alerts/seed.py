@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,10 +71,13 @@ def plant(connection: Connection, seeds: tuple[Rule, ...], now: float) -> None:
     text = read_state(connection, _SEEDS)
     known = msgspec.json.decode(text, type=dict[str, str]) if text is not None else {}
     marks = {rule.id: _mark(rule) for rule in seeds}
-    builtin = {rule.id for rule in BUILTIN}
+    builtin = {rule.id: rule for rule in BUILTIN}
     for rule in seeds:
         if known.get(rule.id) != marks[rule.id]:
-            put_rule(connection, _made(rule, rule.id in builtin, now))
+            usual = builtin.get(rule.id)
+            if usual is not None and rule.advice is None:
+                rule = replace(rule, advice=usual.advice)
+            put_rule(connection, _made(rule, usual is not None, now))
     if marks != known:
         write_state(connection, _SEEDS, msgspec.json.encode(marks).decode())
 
