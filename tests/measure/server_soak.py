@@ -211,10 +211,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--kills", type=int, default=200, help="on each database (200)")
     parser.add_argument("--seed", type=int, default=20240320, help="of what is sent and when it is killed")
     parser.add_argument("--only", choices=("sqlite", "postgresql"), help="one of both")
+    parser.add_argument("--minutes", type=float, default=10.0, help="no kill begins later than this (10)")
     parser.add_argument("--keep", metavar="FOLDER", help="work here, and leave it for looking into")
     args = parser.parse_args(argv)
     compile_program()
-    plan, began = Plan(args.kills, args.seed), time.monotonic()
+    plan, began = Plan(args.kills, args.seed, seconds=args.minutes * 60), time.monotonic()
 
     def run(kind: str, folder: Path) -> Story:
         def say(text: str) -> None:
