@@ -139,7 +139,11 @@ def _gunzip(sent: bytes) -> bytes:
                 raise invalid("", "the gzip stream is not whole")
             left = member.unused_data
     except zlib.error as error:
+        out.clear()
         raise invalid("", f"not gzip: {error}") from None
+    except Problem:
+        out.clear()  # the refusal's traceback holds this frame for as long as nobody looks for cycles
+        raise
     return bytes(out)
 
 
@@ -155,7 +159,11 @@ def _unzstd(sent: bytes) -> bytes:
                 out += piece
                 _check_size(len(out), len(sent))
     except zstandard.ZstdError as error:
+        out.clear()
         raise invalid("", f"not zstd: {str(error)[:100]}") from None
+    except Problem:
+        out.clear()
+        raise
     return bytes(out)
 
 
