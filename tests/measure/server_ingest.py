@@ -203,7 +203,7 @@ def stampede(folder: Path, template: Template, agents: int, say: Say) -> Iterato
             (*_crowd_notes(at_once, held, agents), f"PSS after it {peak / 1024:.0f} MB"),
         )  # fmt: skip
         lost = float(at_once.faults + agents - held)
-        what = "the same: reports lost, broken connections, 5xx other than 503 with Retry-After"
+        what = "the same: reports lost, and 5xx other than 503 with Retry-After"
         yield Figure(what, 0, lost, "", 0)
         say(f"{agents:,} agents over 30 s", 0.5)
         made = [ask.one(*template.body(node, hour + 1)) for node in range(agents)]
@@ -220,7 +220,8 @@ def stampede(folder: Path, template: Template, agents: int, say: Say) -> Iterato
 def _crowd_notes(outcome: Outcome, held: int, agents: int) -> Sequence[str]:
     answers = ", ".join(f"{count:,} × {status}" for status, count in sorted(outcome.statuses.items()))
     return (
-        f"{held:,} of {agents:,} stored, {outcome.lost} given up; answers: {answers}",
+        f"{held:,} of {agents:,} stored, {outcome.lost} given up, {outcome.broken} connections broken and made again;"
+        f" answers: {answers}",
         f"from the request to the answer: p50 {outcome.at(0.5) * 1e3:.1f}, p99 {outcome.at(0.99) * 1e3:.1f} ms",
     )
 

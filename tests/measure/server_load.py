@@ -184,7 +184,9 @@ class Outcome:
     latencies: list[float] = field(default_factory=list)
     lost: int = 0
     faults: int = 0
-    """Answers of 5xx other than 503 with Retry-After, and connections that broke."""
+    """Answers of 5xx other than 503 with Retry-After."""
+    broken: int = 0
+    """Connections that were refused or broke before an answer."""
 
     def note(self, reply: Reply, took: float) -> None:
         """Count an answer."""
@@ -229,7 +231,7 @@ async def deliver(port: int, request: bytes, outcome: Outcome, until: float) -> 
                 client = client or await Client.connect(port)
                 reply = await client.ask(request)
             except OSError:
-                client, outcome.faults = None, outcome.faults + 1
+                client, outcome.broken = None, outcome.broken + 1
                 await asyncio.sleep(pause)
                 continue
             outcome.note(reply, time.perf_counter() - began)
