@@ -9,7 +9,6 @@ import json
 import random
 import socket
 import threading
-import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
