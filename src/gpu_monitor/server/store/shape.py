@@ -86,35 +86,36 @@ def _write_plan(
 
     It also gives the names of flags that we do not know. `exact`: metrics without decimals come whole. The
     function is written out, one line a value, as the standard library does for dataclasses: a loop over 80
-    columns took half as long again, and this is the largest part of taking a report.
+    columns took half as long again, and this is the largest part of taking a report. Numbers with decimals come
+    as floats; the built-in round() looks for their method each time, which takes longer than rounding.
     """
-    lines = ["def whole(given):", " unknown = []"]
+    held = {field: f"f{number}" for number, field in enumerate(fields)}
+    lines = ["def whole(given):", " unknown = []", f" {', '.join(held.values())}, = given"]
     names: list[str] = []
 
-    def put(name: str, text: str) -> None:
-        lines.append(f" {name} = None if v is None else {text}")
+    def put(name: str, given: str, text: str) -> None:
+        lines.append(f" {name} = None if {given} is None else {text}")
         names.append(name)
 
+    def scaled(given: str, scale: float) -> str:
+        return given if exact and scale == 1 else f"whole_of({given} * {float(scale)})"
+
     for number, (field, decimals) in enumerate(basis):
-        lines.append(f" v = given[{fields.index(field)}]")
-        put(f"b{number}", f"round(v * {10**decimals})")
+        put(f"b{number}", held[field], scaled(held[field], 10**decimals))
     for number, metric in enumerate(metrics):
-        scale = scale_of(metric)
-        scaled = "v" if exact and scale == 1 else f"round(v * {scale})"
+        mean, scale = held[metric.name], scale_of(metric)
         middle = f"m{number}"
-        lines.append(f" v = given[{fields.index(metric.name)}]")
         if metric.kind is Kind.FLAGS:
-            lines.append(f" {middle}, unknown = (None, unknown) if v is None else flags_of(v)")
+            lines.append(f" {middle}, unknown = (None, unknown) if {mean} is None else flags_of({mean})")
             names.append(middle)
             continue
-        put(middle, scaled)
+        put(middle, mean, scaled(mean, scale))
         if has_extremes(metric):
-            lines.append(f" v = None if {middle} is None else given[{fields.index(f'{metric.name}_min')}]")
-            put(f"l{number}", f"{middle} - {scaled}")
-            lines.append(f" v = None if {middle} is None else given[{fields.index(f'{metric.name}_max')}]")
-            put(f"h{number}", f"{scaled} - {middle}")
+            low, high = held[f"{metric.name}_min"], held[f"{metric.name}_max"]
+            put(f"l{number}", f"{low} is None or {mean}", f"{middle} - {scaled(low, scale)}")
+            put(f"h{number}", f"{high} is None or {mean}", f"{scaled(high, scale)} - {middle}")
     lines.append(f" return ({', '.join(names)}), unknown")
-    place: dict[str, Any] = {"flags_of": flags_of}
+    place: dict[str, Any] = {"flags_of": flags_of, "whole_of": float.__round__}
     exec("\n".join(lines), place)
     return cast("Callable[[Row], tuple[Row, list[str]]]", place["whole"])
 
