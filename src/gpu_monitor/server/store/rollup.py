@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from operator import itemgetter
+from operator import itemgetter, mul
 from typing import TypeVar
 
 from gpu_monitor.server.store.schema import EVERYONE, FLEET_UNITS, aggregates, fleet_hours
@@ -64,14 +64,23 @@ def _sums(period_seconds: int, rows: list[Sequence[int | None]]) -> Sums:
     seconds, idle, held, energy_seconds, energy, *means = zip(*rows, strict=True)
     covered = [second or 0 for second in seconds]
     metered = [value for value in energy if value is not None]
+    whole = sum(covered)
     sums = [
-        0, len(rows), sum(covered), period_seconds * len(rows), sum(filter(None, idle)), sum(filter(None, held)),
+        0, len(rows), whole, period_seconds * len(rows), sum(filter(None, idle)), sum(filter(None, held)),
         sum(filter(None, energy_seconds)), sum(metered), len(metered),
     ]  # fmt: skip
     for column, unit in zip(means, _UNITS, strict=True):
-        pairs = [(value, second) for value, second in zip(column, covered, strict=True) if value is not None]
-        sums.append(sum([value // unit * second for value, second in pairs]))
-        sums.append(sum([second for _, second in pairs]))
+        if None in column:
+            pairs = [
+                (value, second) for value, second in zip(column, covered, strict=True) if value is not None
+            ]
+            sums += (
+                sum([value // unit * second for value, second in pairs]),
+                sum([second for _, second in pairs]),
+            )
+        else:
+            counted = column if unit == 1 else [value // unit for value in column]
+            sums += (sum(map(mul, counted, covered)), whole)
     return sums
 
 
