@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, select
 
 from gpu_monitor.server.auth.principal import Principal
 from gpu_monitor.server.store import early
 from gpu_monitor.server.store.enrol import NodeTokens
 from gpu_monitor.server.store.intern import FactBook
-from gpu_monitor.server.store.judge import Conclusion, Judged, Receipt, Refusal, judge, reach, rounds
+from gpu_monitor.server.store.judge import Conclusion, Judged, Receipt, Refusal, judge, reach, rounds, too_old
 from gpu_monitor.server.store.put import Accepted, Batch, put_batch
 from gpu_monitor.server.store.replace import (
     digest_of_superseded,
@@ -36,6 +36,7 @@ from gpu_monitor.server.store.write_live import LiveBatch, put_live
 _NODES_KEPT = 4096
 """Nodes kept in memory with their GPUs, some 3 KB each with eight."""
 _CHANGE = ("seq", "time", "kind", "agent", "hour")
+_NEWEST = f"SELECT max(seq) FROM {changes.name}"
 
 
 class Submission(msgspec.Struct, frozen=True):
@@ -111,7 +112,7 @@ def append_changes(connection: Connection, touched: Sequence[Touched], now: floa
     """
     if not touched:
         return None
-    newest = connection.execute(select(func.max(changes.c.seq))).scalar()
+    newest = connection.exec_driver_sql(_NEWEST).scalar()
     if newest is None:
         newest = int(now * 1000)
     rows = [(newest + number, now, one.kind, one.agent, one.hour) for number, one in enumerate(touched, 1)]
@@ -265,7 +266,7 @@ class _Group:
             intake = one.shaped.intake
             node = self.nodes.get(intake.node.id) or fresh.get(intake.node.id)
             contract = self.contracts.find(self.connection, intake.contract_number)
-            refused = refusal(one.principal, node, intake.node.id, contract)
+            refused = refusal(one.principal, node, intake.node.id, contract) or too_old(intake, self.now)
             token = None if refused else self._token(one, intake.node.id, intake.contract_number)
             if isinstance(token, Refusal):
                 refused = token
