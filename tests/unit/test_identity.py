@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from gpu_monitor.agent.identity import establish, id_at, identity_path
+from gpu_monitor.agent.identity import establish, id_at, identity_path, reporting_ids
 from gpu_monitor.storage.database import Writer
 
 NOW = 1_700_000_000.0
@@ -213,3 +213,27 @@ def test_an_imported_node_has_an_id_of_its_own_that_never_changes(tmp_path: Path
     assert imported != made
     establish(writer, "b", NOW + 1)
     assert at(writer, NOW + 9, 7) == imported
+
+
+def test_an_earlier_id_reports_for_as_long_as_its_hours_are_owed(tmp_path: Path) -> None:
+    writer = open_store(tmp_path)
+    old = establish(writer, "a", NOW)
+    hour = int(NOW) // 3600 * 3600 - 3600
+
+    def report(state: str) -> None:
+        with writer.transaction() as connection:
+            connection.execute(
+                "INSERT OR REPLACE INTO reports (id, node, period, period_seconds, revision, state, changed)"
+                " VALUES (1, 1, ?, 3600, 1, ?, 0)",
+                (hour, state),
+            )
+
+    report("pending")
+    new = establish(writer, "b", NOW + 100)
+    assert reporting_ids(writer) == {old, new}
+    report("sent")
+    assert reporting_ids(writer) == {new}
+    with writer.transaction() as connection:
+        connection.execute("INSERT INTO nodes (id, name, kind) VALUES (2, 'trainer', 'import')")
+    # Imported under the first id of the store, which its reports keep.
+    assert reporting_ids(writer) == {new, str(uuid.uuid5(uuid.UUID(old), "import:trainer"))}

@@ -69,7 +69,7 @@ def _log_size(path: Path) -> Check:
 
 def _family(path: Path) -> list[Path]:
     """The store and the files of ours beside it that exist."""
-    names = [path.name + end for end in ("", "-wal", "-shm", ".node.json")]
+    names = [path.name + end for end in ("", "-wal", "-shm", ".node.json", ".token.json")]
     found = [path.with_name(name) for name in names] + [lock_path(path), agent_path(path)]
     return [one for one in found if one.exists()]
 

@@ -25,6 +25,10 @@ _KEY, _HISTORY_KEY = "node_identity", "node_ids"
 _FILE_BYTES = 4096
 """A file of ours holds about 150 bytes; a longer one is not ours and is not read."""
 
+_OLDEST_OWED = """SELECT min(period + period_seconds) FROM reports
+    WHERE node = ? AND state IN ('pending', 'parked', 'rejected')
+    UNION ALL SELECT min(start + seconds) FROM periods WHERE node = ? AND dirty = 1"""
+
 
 @dataclass(frozen=True)
 class _Record:
@@ -199,3 +203,19 @@ def id_at(connection: sqlite3.Connection, node: int, moment: float) -> str:
         return next((known for since, known in reversed(history) if since < moment), history[0][1])
     name = connection.execute("SELECT name FROM nodes WHERE id = ?", (node,)).fetchone()[0]
     return str(uuid.uuid5(uuid.UUID(history[0][1]), f"import:{name}"))
+
+
+def reporting_ids(writer: Writer) -> set[str]:
+    """Every UUID that reports of this store go out under: its own, its imported nodes', and an earlier one of its
+    own for as long as hours that were recorded under it are owed."""
+    with writer.transaction() as connection:
+        history = _history(connection)
+        imported = connection.execute("SELECT id FROM nodes WHERE id <> ?", (_LOCAL_NODE,)).fetchall()
+        found = {id_at(connection, int(row[0]), 0.0) for row in imported}
+        ends = [row[0] for row in connection.execute(_OLDEST_OWED, (_LOCAL_NODE, _LOCAL_NODE)) if row[0]]
+    if not history:
+        return found
+    found.add(history[-1][1])
+    oldest = min(ends, default=float("inf"))
+    untils = [since for since, _ in history[1:]]
+    return found | {node for (_, node), until in zip(history, untils, strict=False) if oldest <= until}

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from gpu_monitor import __version__
 from gpu_monitor.agent.ask import load_plan, plan_text
-from gpu_monitor.agent.identity import establish
+from gpu_monitor.agent.identity import establish, reporting_ids
 from gpu_monitor.agent.ledger import Ledger, refresh
 from gpu_monitor.agent.live import Live, Origin
 from gpu_monitor.agent.recovery import Machine
@@ -39,6 +39,7 @@ from gpu_monitor.service.notify import Notifier
 from gpu_monitor.sinks.http import HttpSink
 from gpu_monitor.sinks.line import Peer, Target
 from gpu_monitor.sinks.live import HttpLiveSink
+from gpu_monitor.sinks.tokens import NodeTokens, token_path
 from gpu_monitor.sources.host.kernel_log import KernelLog
 from gpu_monitor.sources.host.machine import boot_id, boot_time, machine_id
 from gpu_monitor.sources.host.processes import ProcessDirectory
@@ -144,8 +145,10 @@ def _build(
     store = Store(writer, keep_plan(writer, settings.collection.aggregation_interval_hours, clock.now()))
     retention = Retention(writer, _limits(settings))
     current, peers = [loaded], [Peer()]
-    shipper = _shipper(args, current, peers, writer, clock, stop, stack)
-    live = None if args.offline else _live(current, peers, node, clock, stop)
+    given = NodeTokens(token_path(loaded.store))
+    given.retain(reporting_ids(writer))
+    shipper = _shipper(args, current, peers, given, writer, clock, stop, stack)
+    live = None if args.offline else _live(current, peers, given, node, clock, stop)
     ballast = Ballast(loaded.store, settings.database.ballast_mb)
     ballast.lay()
     notifier = Notifier.from_environment(service_environment(), os.getpid())
@@ -170,7 +173,7 @@ def _build(
     def apply(fresh: Loaded) -> None:
         before, current[0], peers[0] = current[0].settings.server.url, fresh, Peer()
         if shipper is not None:
-            shipper.change(_ledger(writer, current), _sink_factory(current, peers, stop))
+            shipper.change(_ledger(writer, current), _sink_factory(current, peers, given, stop))
             _say_target(before, fresh.settings.server.url)
         if live is not None:
             live.change()
@@ -229,6 +232,7 @@ def _shipper(
     args: argparse.Namespace,
     current: list[Loaded],
     peers: list[Peer],
+    given: NodeTokens,
     writer: Writer,
     clock: Clock,
     stop: threading.Event,
@@ -237,7 +241,9 @@ def _shipper(
     """What ships the ledger, None where --offline forbids it. `current` and `peers` hold what is in force."""
     if args.offline:
         return None
-    shipper = Shipper(writer, _ledger(writer, current), _sink_factory(current, peers, stop), clock, stop)
+    shipper = Shipper(
+        writer, _ledger(writer, current), _sink_factory(current, peers, given, stop), clock, stop
+    )
     stack.callback(shipper.close)
     return shipper
 
@@ -247,11 +253,15 @@ def _ledger(writer: Writer, current: list[Loaded]) -> Ledger:
     return Ledger(writer, str(server.contract_number), server.spread_seconds)
 
 
-def _sink_factory(current: list[Loaded], peers: list[Peer], stop: threading.Event) -> SinkFactory | None:
+def _sink_factory(
+    current: list[Loaded], peers: list[Peer], given: NodeTokens, stop: threading.Event
+) -> SinkFactory | None:
     """Makes a sink for the settings in force at that time; None while they name no server."""
     if current[0].settings.server.url is None:
         return None
-    return lambda: HttpSink(_target(current[0]), lambda: read_token(current[0]), stop, peer=peers[0])
+    return lambda: HttpSink(
+        _target(current[0]), lambda: read_token(current[0]), stop, peer=peers[0], given=given
+    )
 
 
 def _target(loaded: Loaded) -> Target:
@@ -261,7 +271,12 @@ def _target(loaded: Loaded) -> Target:
 
 
 def _live(
-    current: list[Loaded], peers: list[Peer], node: list[str], clock: Clock, stop: threading.Event
+    current: list[Loaded],
+    peers: list[Peer],
+    given: NodeTokens,
+    node: list[str],
+    clock: Clock,
+    stop: threading.Event,
 ) -> Live:
     """What tells the server in force of the present; where there is none, or it is switched off, nobody is told."""
     system = platform.platform(terse=True)
@@ -270,7 +285,7 @@ def _live(
         server = current[0].settings.server
         if server.url is None or not server.live:
             return None
-        return HttpLiveSink(_target(current[0]), lambda: read_token(current[0]), stop, peers[0])
+        return HttpLiveSink(_target(current[0]), lambda: read_token(current[0]), stop, peers[0], given=given)
 
     def origin() -> Origin:
         settings = current[0].settings

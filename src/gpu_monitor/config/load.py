@@ -24,7 +24,7 @@ FILE_NAME = "config.json"
 _SHOWS_ALL = "config.example.json shows every key with its default."
 _LARGEST = 1_000_000
 """Bytes of a configuration file; one with every key takes under 2,000."""
-_COMPANIONS = ("", "-wal", "-shm", ".lock", ".agent", ".ballast", ".node.json")
+_COMPANIONS = ("", "-wal", "-shm", ".lock", ".agent", ".ballast", ".node.json", ".token.json")
 """What lies beside a store and is named after it."""
 _SHORTEST_TOKEN = 8
 """Characters: a shorter one is soon guessed, and cannot be masked in logs without hiding other words."""

@@ -3,21 +3,36 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from gpu_monitor.core.clock import Clock, SystemClock
 from gpu_monitor.core.outcome import Outcome, Parcel, Room, Verdict
 from gpu_monitor.sinks.exchange import Courier, Failure, Reply
 from gpu_monitor.sinks.judge import acknowledge, judge, judge_failure, refuse, shown
-from gpu_monitor.sinks.line import Line, Peer
+from gpu_monitor.sinks.line import Line, Peer, is_refused
 from gpu_monitor.sinks.line import Target as Target
 from gpu_monitor.sinks.secrets import mask_tokens, mask_word
+from gpu_monitor.sinks.tokens import NodeTokens
 from gpu_monitor.wire.answer import read_answers, read_object
-from gpu_monitor.wire.telemetry import BATCH_BYTES, BATCH_REPORTS, join
+from gpu_monitor.wire.telemetry import BATCH_BYTES, BATCH_REPORTS, join, node_of
 
 _NOT_FOR_BATCHES = (400, 404, 405, 409, 410, 415, 422, 501)
 """Statuses of a whole batch that say nothing about its reports: they go out singly from then on."""
+
+
+_FOR_ALL = (Verdict.UNREACHABLE, Verdict.INTERRUPTED, Verdict.WAIT, Verdict.UNCOMPRESSED)
+"""What came of one request holds for what was to follow it, too."""
+
+
+def _refuses_one(reply: Reply) -> bool:
+    """Whether the token is refused for the batch, or for a report in it."""
+    if is_refused(reply):
+        return True
+    answer = read_object(reply.data) if reply.data is not None else None
+    answers = (read_answers(answer) if answer is not None else None) or []
+    return any(one is not None and one.get("status") in (401, 403) for one in answers)
 
 
 class HttpSink:
@@ -30,10 +45,11 @@ class HttpSink:
         stop: threading.Event,
         clock: Clock | None = None,
         peer: Peer | None = None,
+        given: NodeTokens | None = None,
     ) -> None:
         self._target = target
         self._clock = clock or SystemClock()
-        self._line = Line(target, token, Courier(stop, self._clock), peer)
+        self._line = Line(target, token, Courier(stop, self._clock), peer, given)
         self._peer = self._line.peer
         self._batch_reports = BATCH_REPORTS
 
@@ -45,13 +61,31 @@ class HttpSink:
 
     def send(self, parcels: Sequence[Parcel]) -> list[Outcome]:
         """Try once to deliver; one outcome per parcel, in order."""
+        nodes = [node_of(parcel.body) for parcel in parcels]
         if not self._peer.is_greeted:
-            self._line.greet()
+            self._line.greet(nodes[0])
+        outcomes: dict[int, Outcome] = {}
+        broken: Outcome | None = None
+        for places in self._by_token(nodes):
+            if broken is not None:
+                outcomes.update(dict.fromkeys(places, broken))
+                continue
+            found = self._send_alike([parcels[place] for place in places], nodes[places[0]])
+            outcomes.update(zip(places, found, strict=True))
+            broken = next((outcome for outcome in found if outcome.verdict in _FOR_ALL), None)
+        return [self._scrubbed(outcomes[place]) for place in range(len(parcels))]
+
+    def _by_token(self, nodes: Sequence[str | None]) -> list[list[int]]:
+        """Places of parcels, parted by the token that their node has: a request shows one."""
+        parts: dict[str | None, list[int]] = {}
+        for place, node in enumerate(nodes):
+            parts.setdefault(self._line.keys.own(node) if node is not None else None, []).append(place)
+        return list(parts.values())
+
+    def _send_alike(self, parcels: Sequence[Parcel], node: str | None) -> list[Outcome]:
         if len(parcels) == 1:
-            outcomes = [self._send_one(parcels[0])]
-        else:
-            outcomes = self._send_batch(parcels)
-        return [self._scrubbed(outcome) for outcome in outcomes]
+            return [self._send_one(parcels[0], node)]
+        return self._send_batch(parcels, node)
 
     def close(self) -> None:
         """Close idle connections; the next `send` opens new ones."""
@@ -61,21 +95,38 @@ class HttpSink:
         """Where batches go; None where there is no such place."""
         return self._line.place(self._peer.accepts.batch) if self._batch_reports >= 2 else None
 
-    def _send_one(self, parcel: Parcel) -> Outcome:
+    def _send_one(self, parcel: Parcel, node: str | None) -> Outcome:
         body, headers = self._line.packed(parcel.body)
         headers["Idempotency-Key"] = parcel.report_id
-        reply = self._line.carry("POST", self._target.url, body, headers, self._target.timeout_seconds)
+        seconds = self._target.timeout_seconds
+        reply = self._line.carry("POST", self._target.url, body, headers, seconds, node=node)
         if isinstance(reply, Failure):
             return judge_failure(reply)
         compressed = "Content-Encoding" in headers
         outcome = judge(reply, parcel.body, self._target.url, self._clock.now(), is_compressed=compressed)
         self._note(reply, outcome)
+        if outcome.verdict is Verdict.ACKNOWLEDGED:
+            self._keep_token(read_object(reply.data or b""), parcel)
         return outcome
 
-    def _send_batch(self, parcels: Sequence[Parcel]) -> list[Outcome]:
+    def _keep_token(self, answer: Mapping[str, Any] | None, parcel: Parcel) -> None:
+        """A node that enrols learns its own token from the answer to a report of it."""
+        found = None if answer is None else answer.get("node_token")
+        node = None if found is None else node_of(parcel.body)
+        if node is None:
+            return
+        kept = self._line.keys.keep(node, found, self._line.shown)
+        if kept is not None and kept not in self._line.sent_tokens:
+            self._line.sent_tokens.append(kept)
+
+    def _send_batch(self, parcels: Sequence[Parcel], node: str | None) -> list[Outcome]:
         url = self._batch_url() or self._target.url
         body, headers = self._line.packed(join([parcel.body for parcel in parcels]))
-        reply = self._line.carry("POST", url, body, headers, self._target.timeout_seconds)
+        has_own = node is not None and self._line.keys.own(node) is not None
+        reply = self._line.carry(
+            "POST", url, body, headers, self._target.timeout_seconds, node=node,
+            refuses=_refuses_one if has_own else is_refused,
+        )  # fmt: skip
         if isinstance(reply, Failure):
             return [judge_failure(reply)] * len(parcels)
         compressed = "Content-Encoding" in headers
@@ -113,6 +164,8 @@ class HttpSink:
                 self._batch_reports = 1
             elif 200 <= status < 300:
                 outcomes.append(acknowledge(status, one, parcel.body, url))
+                if outcomes[-1].verdict is Verdict.ACKNOWLEDGED:
+                    self._keep_token(one, parcel)
             else:
                 outcomes.append(
                     refuse(status, one, b"", url, len(parcel.body), after=None, is_compressed=False)

@@ -15,6 +15,7 @@ from urllib.parse import urljoin, urlsplit
 from gpu_monitor import __version__
 from gpu_monitor.core.errors import ConfigError
 from gpu_monitor.sinks.exchange import Courier, Failure, Reply, Request
+from gpu_monitor.sinks.tokens import Keyring, NodeTokens
 from gpu_monitor.wire.answer import Accepts, read_accepts, read_object
 
 _GREETING_SECONDS = 5.0
@@ -51,25 +52,40 @@ class Peer:
         return found
 
 
+def is_refused(reply: Reply) -> bool:
+    """Whether the server does not take the token of a request."""
+    return reply.status in (401, 403)
+
+
 class Line:
-    """Requests to one server. `token` is asked before each, so a changed token file counts at once. One thread."""
+    """Requests to one server. `token` is asked before each, so a changed token file counts at once. One thread.
+
+    `given`: the tokens that the server gave to nodes, which go before the configured one.
+    """
 
     def __init__(
-        self, target: Target, token: Callable[[], str | None], courier: Courier, peer: Peer | None = None
+        self,
+        target: Target,
+        token: Callable[[], str | None],
+        courier: Courier,
+        peer: Peer | None = None,
+        given: NodeTokens | None = None,
     ) -> None:
         self.target = target
         self.courier = courier
         self.peer = peer or Peer()
         self.sent_tokens: deque[str] = deque(maxlen=_TOKENS_KEPT)
-        self._token = token
+        self.keys = Keyring(target.url, token, given)
+        self.shown: str | None = None
+        """The token of the last request that was answered."""
         self._ca_seen: tuple[int, int] | None = None
 
-    def greet(self) -> None:
+    def greet(self, node: str | None = None) -> None:
         """Ask once what else the server takes; whatever goes wrong, it is a plain server until it says more."""
         with self.peer.greeting:
             if self.peer.is_greeted:
                 return
-            reply = self.carry("OPTIONS", self.target.url, None, {}, _GREETING_SECONDS)
+            reply = self.carry("OPTIONS", self.target.url, None, {}, _GREETING_SECONDS, node=node)
             if isinstance(reply, Failure):
                 # Asked again with the next report if it could not be asked at all.
                 self.peer.is_greeted = reply.reached
@@ -108,13 +124,62 @@ class Line:
         headers: dict[str, str | bytes],
         seconds: float,
         *,
+        node: str | None = None,
+        refuses: Callable[[Reply], bool] = is_refused,
         lightly: bool = False,
     ) -> Reply | Failure:
-        """The answer to a request, within `seconds`; `lightly`: as `Courier.carry_lightly`."""
-        try:
-            token, verify = self._token(), self._authorities()
-        except ConfigError as error:
-            return Failure(error.message, reached=False)
+        """The answer to a request, within `seconds`; `lightly`: as `Courier.carry_lightly`.
+
+        Where the token of `node` is refused (as `refuses` says) and there is another, that is tried, too, once.
+        """
+        tried: list[tuple[str | None, int]] = []
+        while True:
+            try:
+                token, verify = self._next_token(node, tried), self._authorities()
+            except ConfigError as error:
+                return Failure(error.message, reached=False)
+            reply = self._carry_with(token, verify, (method, url, body, headers), seconds, lightly)
+            if isinstance(reply, Failure):
+                return reply
+            self.shown = token
+            tried.append((token, reply.status))
+            if is_refused(reply):
+                self.keys.refused(node, token, reply.status)
+            if self._is_final(node, tried, reply, refuses):
+                return reply
+
+    def _next_token(self, node: str | None, tried: list[tuple[str | None, int]]) -> str | None:
+        shown = [token for token, _ in tried]
+        return next(token for token in self.keys.choices(node) if token not in shown)
+
+    def _is_final(
+        self,
+        node: str | None,
+        tried: list[tuple[str | None, int]],
+        reply: Reply,
+        refuses: Callable[[Reply], bool],
+    ) -> bool:
+        """Whether this answer is the one; where another token had been refused, which goes first is settled."""
+        if refuses(reply):
+            try:
+                # Asked anew: the node may have been given its token while this one was on its way.
+                choices = self.keys.choices(node)
+            except ConfigError:
+                return True
+            return not set(choices) - {token for token, _ in tried}
+        if len(tried) > 1 and 200 <= reply.status < 300:
+            self.keys.settled(node, tried)
+        return True
+
+    def _carry_with(
+        self,
+        token: str | None,
+        verify: bool | str,
+        what: tuple[str, str, bytes | None, dict[str, str | bytes]],
+        seconds: float,
+        lightly: bool,
+    ) -> Reply | Failure:
+        method, url, body, headers = what
         given: dict[str, str | bytes] = {
             "User-Agent": f"gpu_monitor/{__version__}",
             "Accept": "application/json",

@@ -10,7 +10,9 @@ from gpu_monitor.core.outcome import LiveTerms, Outcome, Verdict
 from gpu_monitor.sinks.exchange import Courier, Failure
 from gpu_monitor.sinks.judge import judge_failure, refuse, retry_after
 from gpu_monitor.sinks.line import Line, Peer, Target
+from gpu_monitor.sinks.tokens import NodeTokens
 from gpu_monitor.wire.answer import read_object
+from gpu_monitor.wire.telemetry import node_of
 
 _SECONDS = 10.0
 """For each wait of an exchange: what is live now is old by then."""
@@ -26,10 +28,11 @@ class HttpLiveSink:
         stop: threading.Event,
         peer: Peer,
         clock: Clock | None = None,
+        given: NodeTokens | None = None,
     ) -> None:
         self._clock = clock or SystemClock()
         self._courier = Courier(stop, self._clock)
-        self._line = Line(target, token, self._courier, peer)
+        self._line = Line(target, token, self._courier, peer, given)
 
     def terms(self) -> LiveTerms | None:
         """What the server's last answer said; where nobody has asked it yet, it is asked. None: no answer."""
@@ -44,7 +47,7 @@ class HttpLiveSink:
         if url is None:
             return Outcome(Verdict.REFUSED, error="the server takes no live samples")
         packed, headers = self._line.packed(body)
-        reply = self._line.carry("POST", url, packed, headers, _SECONDS, lightly=True)
+        reply = self._line.carry("POST", url, packed, headers, _SECONDS, node=node_of(body), lightly=True)
         if isinstance(reply, Failure):
             return judge_failure(reply)
         peer = self._line.peer

@@ -125,6 +125,22 @@ class _Versioned(msgspec.Struct):
     schema: int
 
 
+class _Noded(msgspec.Struct):
+    node: _Named
+
+
+class _Named(msgspec.Struct):
+    id: str
+
+
+def node_of(body: bytes) -> str | None:
+    """The id of the node that a report or a message of live samples is of; None where there is none."""
+    try:
+        return msgspec.json.decode(body, type=_Noded).node.id
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return None
+
+
 def digest(body: bytes) -> str:
     """SHA-256 of the bytes, hexadecimal."""
     return hashlib.sha256(body).hexdigest()
