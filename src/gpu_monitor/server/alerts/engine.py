@@ -16,7 +16,11 @@ from typing import Any
 from sqlalchemy import Connection, func, select
 
 from gpu_monitor.core.clock import Clock
-from gpu_monitor.server.alerts.evaluate import Result, RuleBook, Touch, evaluate, evaluate_server, orphans
+from gpu_monitor.server.alerts.actives import ActiveAlerts
+from gpu_monitor.server.alerts.book import RuleBook
+from gpu_monitor.server.alerts.evaluate import Evaluator, evaluate_server, orphans
+from gpu_monitor.server.alerts.judge import Found, Result
+from gpu_monitor.server.alerts.queue import TouchQueue
 from gpu_monitor.server.alerts.record import Audience, Recorder
 from gpu_monitor.server.alerts.rule import Rule
 from gpu_monitor.server.alerts.seed import plant
@@ -25,6 +29,7 @@ from gpu_monitor.server.metrics import OwnMetrics
 from gpu_monitor.server.store.alert_windows import every_agent
 from gpu_monitor.server.store.alerts import (
     Silence,
+    active_alerts,
     list_rules,
     list_silences,
     read_state,
@@ -42,6 +47,8 @@ _AT_ONCE = 200
 """Nodes judged and written in one go: 1,600 GPUs, a transaction of some milliseconds."""
 _CHANGES = 20_000
 """Changes read at once: a fleet of 10,000 nodes in the same second is one turn."""
+_PAUSE_SECONDS = 2.0
+"""So long in all the work of one turn is held back."""
 _NOTE_SECONDS = 5.0
 """How far following the changes is noted behind what was judged, where no alert changed; it is judged twice then."""
 _DISK_SECONDS = 60.0
@@ -52,7 +59,8 @@ class Setting:
     """What an engine is given. `audience` reads who is told; `disks` measures the server's disks.
 
     `written` is called after each commit, with the number of its newest change (None: it has none); `pause`
-    before each part of the work: it may hold back while more urgent work waits.
+    before each part of the work: it may hold back while more urgent work waits; `breathe` each millisecond of
+    it: others of this process get their turn.
     """
 
     audience: Callable[[Connection], Audience]
@@ -60,6 +68,7 @@ class Setting:
     written: Callable[[int | None], None]
     seeds: tuple[Rule, ...] = ()
     pause: Callable[[], None] = lambda: None
+    breathe: Callable[[], None] = lambda: None
 
 
 class _Heap:
@@ -101,6 +110,7 @@ class _Memory:
     """What the leader remembers; all of it can be read again."""
 
     seq: int
+    followed: int = -1
     noted: float = 0.0
     setup: tuple[Any, ...] = ()
     rules: dict[str, Rule] = field(default_factory=dict)
@@ -111,6 +121,8 @@ class _Memory:
     other: _Heap = field(default_factory=_Heap)
     disk_at: float = 0.0
     is_new: bool = False
+    actives: ActiveAlerts = field(default_factory=ActiveAlerts)
+    waiting: TouchQueue = field(default_factory=TouchQueue)
     told_unreadable: set[str] = field(default_factory=set)
 
 
@@ -130,39 +142,53 @@ class Engine:
         with self._lead.write() as connection:
             plant(connection, self._setting.seeds, now)
             noted = read_state(connection, _SEQ)
-        self._memory = _Memory(int(noted) if noted is not None else -1)
+            actives = ActiveAlerts(active_alerts(connection))
+        self._memory = _Memory(int(noted) if noted is not None else -1, actives=actives)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether everything that was read of the changes is judged."""
+        return not self._memory.waiting
 
     def turn(self) -> float:
         """Follow what is new and what is due; until when (UTC epoch s) there is nothing to do unless news come."""
         memory, now = self._memory, self._clock.now()
-        touches, seq, is_more = self._news(now)
-        agents = sorted(touches)
+        seq, is_more = self._news(now)
         is_written = self._recheck(now)
+        touches = memory.waiting.take(now)
+        # What waits still is judged again after a restart: until then it is not noted as followed.
+        is_all = not memory.waiting
+        agents = sorted(touches)
+        evaluator = Evaluator(memory.book, memory.actives, breathe=self._setting.breathe)
+        hurry_at = self._clock.monotonic() + _PAUSE_SECONDS
         for start in range(0, len(agents), _AT_ONCE):
             part = {agent: touches[agent] for agent in agents[start : start + _AT_ONCE]}
-            self._setting.pause()
+            if self._clock.monotonic() < hurry_at:
+                self._setting.pause()
             with self._store.read() as connection:
-                result = evaluate(connection, memory.book, part, now)
+                result = evaluator.evaluate(connection, part, now)
             # The last part is written together with how far the changes were followed.
-            is_last = start + _AT_ONCE >= len(agents)
-            is_written |= self._write(result, now, seq if is_last else None)
+            is_last = is_all and start + _AT_ONCE >= len(agents)
+            is_written |= self._write(result.found, now, seq if is_last else None)
             self._remember(part, result)
-        if seq != memory.seq:
-            memory.seq = seq
+        memory.seq = seq
+        if is_all and seq != memory.followed:
+            memory.followed = seq
             if not is_written and now - memory.noted >= _NOTE_SECONDS:
                 with self._lead.write() as connection:
                     write_state(connection, _SEQ, str(seq))
                 memory.noted = now
         if is_more:
             return now
+        soon = [] if is_all else [now + 1.0]
         ends = [one.stop for one in memory.silences if one.stop > now]
-        times = [memory.absence.first, memory.other.first, memory.disk_at, *ends]
+        times = [memory.absence.first, memory.other.first, memory.disk_at, *ends, *soon]
         return min(time for time in times if time is not None)
 
-    def _news(self, now: float) -> tuple[dict[int, Touch], int, bool]:
-        """The nodes to look at, the newest change they are known to, and whether there are more."""
+    def _news(self, now: float) -> tuple[int, bool]:
+        """Take in which nodes to look at; the newest change that is known, and whether there are more."""
         memory = self._memory
-        touches: dict[int, Touch] = {}
+        waiting, seq = memory.waiting, memory.seq
         with self._store.read() as connection:
             setup = setup_version(connection)
             oldest = connection.execute(select(func.min(changes.c.seq))).scalar()
@@ -171,32 +197,33 @@ class Engine:
                 self._set_up(connection, setup, now)
             # Rows of the last hour are kept: where some went unseen, everything is looked at.
             is_gap = oldest is not None and oldest > memory.seq + 1
-            seq = memory.seq
             if is_new or is_gap or memory.seq < 0:
                 for agent in every_agent(connection):
-                    touches[agent] = Touch(is_due=True)
+                    waiting.of(agent).is_due = True
             rows = connection.execute(
                 select(changes.c.seq, changes.c.kind, changes.c.agent, changes.c.hour)
                 .where(changes.c.seq > seq)
                 .order_by(changes.c.seq)
                 .limit(_CHANGES)
             ).all()
-        for row in rows:
-            seq = row.seq
-            if row.agent is None or row.kind == "alert":
+        reports = 0
+        for _, kind, agent, hour in rows:
+            if agent is None or kind == "alert":
                 continue
-            touch = touches.setdefault(row.agent, Touch())
-            if row.kind == "report" and row.hour is not None:
-                touch.hours.add(row.hour)
-            elif row.kind == "samples":
+            touch = waiting.of(agent)
+            if kind == "report" and hour is not None:
+                touch.hours.add(hour)
+                reports += 1
+            elif kind == "samples":
                 touch.is_live = True
             else:
                 touch.is_absent = True
+        waiting.note(reports, now)
         for agent in memory.absence.pop(now):
-            touches.setdefault(agent, Touch()).is_absent = True
+            waiting.of(agent).is_absent = True
         for agent in memory.other.pop(now):
-            touches.setdefault(agent, Touch()).is_due = True
-        return touches, seq, len(rows) == _CHANGES
+            waiting.of(agent).is_due = True
+        return rows[-1][0] if rows else seq, len(rows) == _CHANGES
 
     def _set_up(self, connection: Connection, setup: tuple[Any, ...], now: float) -> None:
         """Take over rules, silences and channels as they are now."""
@@ -214,21 +241,21 @@ class Engine:
 
     def _recheck(self, now: float) -> bool:
         """What is not about a node's news: the server's disks, rules that went, silences that ended."""
-        memory, found = self._memory, Result()
+        memory = self._memory
+        found: list[Found] = []
         is_new, memory.is_new = memory.is_new, False
         if is_new:
-            with self._store.read() as connection:
-                found.found += orphans(connection, memory.book, now).found
+            found += orphans(memory.book, memory.actives, now)
         if now >= memory.disk_at:
             memory.disk_at = now + _DISK_SECONDS
             if memory.book.server:
-                with self._store.read() as connection:
-                    disks = self._setting.disks()
-                    found.found += evaluate_server(connection, memory.book, disks, now).found
+                found += evaluate_server(memory.book, memory.actives, self._setting.disks(), now)
         if is_new or any(one.stop <= now for one in memory.silences):
             memory.silences = [one for one in memory.silences if one.stop > now]
+            recorder = self._recorder()
             with self._lead.write() as connection:
-                self._recorder().release(connection, now)
+                recorder.release(connection, now)
+            memory.actives.take(recorder.written)
             self._setting.written(None)
         return self._write(found, now, None)
 
@@ -236,14 +263,16 @@ class Engine:
         memory = self._memory
         return Recorder(self._store, memory.rules, memory.silences, memory.audience, self._count)
 
-    def _write(self, result: Result, now: float, seq: int | None) -> bool:
+    def _write(self, found: Sequence[Found], now: float, seq: int | None) -> bool:
         """Write what was found, and with it how far the changes were followed; whether anything was written."""
-        if not result.found:
+        if not found:
             return False
+        recorder = self._recorder()
         with self._lead.write() as connection:
-            newest = self._recorder().write(connection, result.found, now)
+            newest = recorder.write(connection, found, now)
             if seq is not None:
                 write_state(connection, _SEQ, str(seq))
+        self._memory.actives.take(recorder.written)
         self._setting.written(newest)
         if seq is not None:
             self._memory.noted = now

@@ -22,6 +22,7 @@ from gpu_monitor.server.alerts.rules import (
     throttled,
     xid,
 )
+from gpu_monitor.server.alerts.screen import Screen
 from gpu_monitor.server.alerts.window import Judgement, Spec
 
 Scope = Literal["gpu", "node", "server"]
@@ -47,19 +48,21 @@ class RuleKind:
     spec: type[Spec]
     judge: Callable[[Any, Any], Judgement]
     metrics: Callable[[Any], tuple[str, ...]] | None = None
+    screen: Callable[[Any], Screen] | None = None
+    """What its subjects are looked for by; None: each is judged at each look (is it heard of, the server)."""
 
 
 KINDS: tuple[RuleKind, ...] = (
-    RuleKind("threshold", threshold.Threshold, threshold.judge, threshold.metrics),
+    RuleKind("threshold", threshold.Threshold, threshold.judge, threshold.metrics, threshold.screen),
     RuleKind("silent", silent.Silent, silent.judge),
     RuleKind("late", late.Late, late.judge),
-    RuleKind("lost", lost.Lost, lost.judge, lost.metrics),
-    RuleKind("xid", xid.XidErrors, xid.judge, xid.metrics),
-    RuleKind("throttled", throttled.Throttled, throttled.judge, throttled.metrics),
-    RuleKind("held", held.Held, held.judge, held.metrics),
-    RuleKind("coverage", coverage.Coverage, coverage.judge, coverage.metrics),
+    RuleKind("lost", lost.Lost, lost.judge, lost.metrics, lost.screen),
+    RuleKind("xid", xid.XidErrors, xid.judge, xid.metrics, xid.screen),
+    RuleKind("throttled", throttled.Throttled, throttled.judge, throttled.metrics, throttled.screen),
+    RuleKind("held", held.Held, held.judge, held.metrics, held.screen),
+    RuleKind("coverage", coverage.Coverage, coverage.judge, coverage.metrics, coverage.screen),
     RuleKind("skew", skew.Skew, skew.judge),
-    RuleKind("disk", disk.Disk, disk.judge, disk.metrics),
+    RuleKind("disk", disk.Disk, disk.judge, disk.metrics, disk.screen),
 )
 _BY_NAME = {kind.name: kind for kind in KINDS}
 _decoder = msgspec.json.Decoder(AnySpec)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from sqlalchemy import Connection
 
-from gpu_monitor.server.alerts.evaluate import Found
+from gpu_monitor.server.alerts.judge import Found
 from gpu_monitor.server.alerts.rule import SEVERITIES, Rule, Severity
 from gpu_monitor.server.alerts.state import RECOVERED, Step, begin
 from gpu_monitor.server.notify.notice import make_notice
@@ -58,6 +58,8 @@ class Recorder:
     audience: Audience
     count: Callable[[str], None]
     touched: list[int | None] = field(default_factory=list)
+    written: list[tuple[Alert, bool]] = field(default_factory=list)
+    """Each alert as it was written, in order, and whether it was removed; true once the transaction is committed."""
 
     def write(self, connection: Connection, found: Iterable[Found], now: float) -> int | None:
         """Write everything; the number of the newest change, None where no node's alert changed its state."""
@@ -74,13 +76,14 @@ class Recorder:
         """Tell of alerts that fired under a silence which is over."""
         for alert in active_alerts(connection):
             if alert.silenced and alert.state == "firing" and not self._is_silenced(alert, now):
-                update_alert(connection, replace(alert, silenced=False))
+                self._update(connection, replace(alert, silenced=False))
                 self._tell(connection, alert, "fired", now)
 
     def _step(self, connection: Connection, one: Found, step: Step, now: float) -> None:
         alert, tell = step.alert, step.tell
         if step.kind == "delete":
             delete_alert(connection, alert)
+            self.written.append((alert, True))
             self.touched.append(alert.agent)
             return
         if step.kind == "insert":
@@ -88,7 +91,7 @@ class Recorder:
         else:
             if alert.state == "resolved":
                 alert = replace(alert, silenced=False)
-            update_alert(connection, alert)
+            self._update(connection, alert)
         if step.kind == "insert" or tell or not alert.is_active:
             self.touched.append(alert.agent)
         for moment in tell:
@@ -99,9 +102,9 @@ class Recorder:
         past = overlapping(connection, alert.rule, alert.subject, alert.since - _SEAM, alert.seen)
         if past is not None and past.past and past.state == "resolved":
             alert = replace(alert, id=past.id, since=min(past.since, alert.since))
-            update_alert(connection, alert)
+            self._update(connection, alert)
         else:
-            insert_alert(connection, alert)
+            self._insert_new(connection, alert)
         return alert
 
     def _finished(self, connection: Connection, one: Found, now: float) -> None:
@@ -115,11 +118,11 @@ class Recorder:
         if held is not None:
             if held.past and held.resolved is not None and held.resolved < episode.until:
                 longer = replace(held, resolved=episode.until, seen=episode.seen, value=episode.value)
-                update_alert(connection, replace(longer, message=episode.message))
+                self._update(connection, replace(longer, message=episode.message))
                 self.touched.append(held.agent)
             return
         alert = replace(begin(one.rule, rule.severity, one.subject, episode, view), ending=RECOVERED)
-        insert_alert(connection, alert)
+        self._insert_new(connection, alert)
         self.touched.append(alert.agent)
         self.count("past" if alert.past else "fired")
         if not alert.past and not self._is_silenced(alert, now):
@@ -129,9 +132,17 @@ class Recorder:
     def _announce(self, connection: Connection, alert: Alert, moment: Moment, now: float) -> None:
         self.count(moment)
         if moment == "fired" and self._is_silenced(alert, now):
-            update_alert(connection, replace(alert, silenced=True))
+            self._update(connection, replace(alert, silenced=True))
         else:
             self._tell(connection, alert, moment, now)
+
+    def _update(self, connection: Connection, alert: Alert) -> None:
+        update_alert(connection, alert)
+        self.written.append((alert, False))
+
+    def _insert_new(self, connection: Connection, alert: Alert) -> None:
+        insert_alert(connection, alert)
+        self.written.append((alert, False))
 
     def _is_silenced(self, alert: Alert, now: float) -> bool:
         return any(silence.covers(alert, now) for silence in self.silences)

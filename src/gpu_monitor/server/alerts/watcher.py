@@ -14,9 +14,9 @@ from gpu_monitor.server.live.newest import Newest
 from gpu_monitor.server.store.leader import Leadership, LeadLost
 
 _LOG = logging.getLogger("alerts")
-_TURN_SECONDS = 0.5
+_TURN_SECONDS = 1.0
 """At least so long between two turns: what comes meanwhile is judged together."""
-_LOOK_SECONDS = 1.0
+_LOOK_SECONDS = 1.5
 """A process that does not lead tries so often; one that leads looks at rules and changes of other processes."""
 _RETRY_SECONDS = 2.0
 _STOP_SECONDS = 3.0

@@ -25,6 +25,8 @@ from gpu_monitor.server.store.leader import Leadership
 _PAUSE_SECONDS = 2.0
 _BUSY_REPORTS = 64
 """Reports in the writer's queue: more than one group of the usual size."""
+_BREATH_SECONDS = 0.0005
+"""A thread that computes holds the interpreter for 5 ms against one that asks; one that sleeps lets it go at once."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,9 @@ def open_office(
                 return
             clock.wait(never, clock.monotonic() + 0.1)
 
+    def breathe() -> None:
+        clock.wait(never, clock.monotonic() + _BREATH_SECONDS)
+
     never = threading.Event()
     is_on = settings.enable_notifications
     seeds = () if settings.rules_file is None else read_rules_file(settings.directory / settings.rules_file)
@@ -76,6 +81,8 @@ def open_office(
         lambda: server_disks(settings, store),
         written,
         seeds,
+        pause,
+        breathe,
     )
     engine = Engine(store, clock, lead, setting, metrics)
     return Office(Watcher(engine, lead, clock, newest), postman, fixed, is_on)

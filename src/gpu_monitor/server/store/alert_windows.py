@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
-from sqlalchemy import ColumnElement, Connection, Table, func, select
+from sqlalchemy import ColumnElement, Connection, Select, Table, bindparam, func, select, tuple_
 
 from gpu_monitor.core.catalogue import BY_NAME, HOST_METRICS, Metric
 from gpu_monitor.core.xid import EVENT_KIND
@@ -16,7 +16,6 @@ from gpu_monitor.server.alerts.window import Basis, Happening, Hole, Reading, Va
 from gpu_monitor.server.store.schema import (
     LIVE_METRICS,
     aggregates,
-    contracts,
     events,
     gaps,
     gpus,
@@ -32,20 +31,20 @@ from gpu_monitor.server.store.schema import (
 HOUR = 3600
 LONGEST_PERIOD = 24
 """Hours: a period that reaches into an hour begins less than this before it."""
+_KEYS_AT_ONCE = 1000
+"""GPUs in one question: SQLite takes 32,766 parameters, PostgreSQL 65,535."""
 Key = tuple[int, int]
 """A GPU: agent, ordinal."""
 _HOST = {metric.name: metric for metric in HOST_METRICS}
 _LIVE = {metric.name for metric in LIVE_METRICS}
 
 
-@dataclass(frozen=True)
-class NodeFacts:
+class NodeFacts(msgspec.Struct, frozen=True, gc=False):
     """A node as alerts name it, and when it was heard of."""
 
     agent: int
     uuid: str
     contract: int
-    contract_number: str
     hostname: str | None
     simulated: bool
     first_seen: float
@@ -58,11 +57,12 @@ class NodeFacts:
     skew_measured: float | None
 
 
-_NODE = [one.name for one in fields(NodeFacts) if one.name not in ("agent", "contract_number")]
+_NODES = select(
+    nodes.c.id, *(nodes.c[name] for name in NodeFacts.__struct_fields__ if name != "agent")
+).where(nodes.c.id.in_(bindparam("agents", expanding=True)))
 
 
-@dataclass(frozen=True)
-class GpuFacts:
+class GpuFacts(msgspec.Struct, frozen=True):
     """A GPU and its newest status; `time` is the end of what its newest values cover."""
 
     key: Key
@@ -100,13 +100,8 @@ def every_agent(connection: Connection) -> list[int]:
 
 def load_nodes(connection: Connection, agents: Sequence[int]) -> dict[int, NodeFacts]:
     """The nodes of these numbers."""
-    query = select(
-        nodes.c.id.label("agent"),
-        contracts.c.number.label("contract_number"),
-        *(nodes.c[name] for name in _NODE),
-    ).join(contracts, contracts.c.id == nodes.c.contract)
-    found = connection.execute(query.where(nodes.c.id.in_(agents)))
-    return {row["agent"]: NodeFacts(**row) for row in found.mappings()}
+    found = connection.execute(_NODES, {"agents": agents})
+    return {row[0]: NodeFacts(*row) for row in found}
 
 
 def load_gpus(connection: Connection, agents: Sequence[int]) -> dict[int, list[GpuFacts]]:
@@ -133,9 +128,9 @@ def load_gpus(connection: Connection, agents: Sequence[int]) -> dict[int, list[G
 
 
 def load_live(
-    connection: Connection, agents: Sequence[int], since: float, metrics: Iterable[str], into: Histories
+    connection: Connection, keys: Sequence[Key], since: float, metrics: Iterable[str], into: Histories
 ) -> None:
-    """The live minutes that begin at `since` or later."""
+    """The live minutes of these GPUs that begin at `since` or later."""
     names = [name for name in metrics if name in _LIVE]
     if not names:
         return
@@ -147,12 +142,12 @@ def load_live(
             samples.c.seconds,
             *(samples.c[name] for name in names),
         )
-        .where(samples.c.agent.in_(agents), samples.c.time >= int(since))
+        .where(samples.c.time >= int(since))
         .order_by(samples.c.time)
     )
     scales = [scale_of(BY_NAME[name]) for name in names]
     found: dict[Key, list[Reading]] = defaultdict(list)
-    for agent, gpu, time, seconds, *whole in connection.execute(query):
+    for agent, gpu, time, seconds, *whole in _of_gpus(connection, query, samples, keys):
         values = {}
         for name, scale, value in zip(names, scales, whole, strict=True):
             if value is not None:
@@ -174,13 +169,13 @@ def load_receipts(
 
 def load_hours(
     connection: Connection,
-    agents: Sequence[int],
+    keys: Sequence[Key],
     first: int,
     last: int,
     metrics: Iterable[str],
     into: Histories,
 ) -> None:
-    """The GPUs' periods that begin in the hours from `first` to `last`; their receipts must be there."""
+    """These GPUs' periods that begin in the hours from `first` to `last`; their receipts must be there."""
     wanted = [BY_NAME[name] for name in metrics if name in aggregates.c]
     basis = ("seconds", "coverage", "held_idle_seconds")
     query = (
@@ -191,12 +186,12 @@ def load_hours(
             *(aggregates.c[name] for name in basis),
             *_columns(aggregates, wanted),
         )
-        .where(aggregates.c.hour.between(first, last), aggregates.c.agent.in_(agents))
+        .where(aggregates.c.hour.between(first, last))
         .order_by(aggregates.c.hour)
     )
-    shadows = _shadows(connection, agents, first, into)
+    shadows = _shadows(connection, keys, first, into)
     found: dict[Key, list[tuple[int, Reading]]] = defaultdict(list)
-    for agent, gpu, hour, seconds, coverage, held, *whole in connection.execute(query):
+    for agent, gpu, hour, seconds, coverage, held, *whole in _of_gpus(connection, query, aggregates, keys):
         start = float(hour * HOUR)
         receipt = into.receipts.get((agent, hour))
         end = start + HOUR if receipt is None else receipt.end
@@ -275,17 +270,27 @@ def _xid_of(text: str | None) -> _Detail:
 
 
 def _shadows(
-    connection: Connection, agents: Sequence[int], first: int, into: Histories
+    connection: Connection, keys: Sequence[Key], first: int, into: Histories
 ) -> dict[tuple[int, int, int], float]:
     """How many seconds of each hour live minutes tell of, by agent, GPU and hour."""
     hour = (samples.c.time - samples.c.time % HOUR) / HOUR
     until = max((receipt.end for receipt in into.receipts.values()), default=0.0)
     query = (
         select(samples.c.agent, samples.c.gpu, hour, func.sum(samples.c.seconds))
-        .where(samples.c.agent.in_(agents), samples.c.time >= first * HOUR, samples.c.time < int(until))
+        .where(samples.c.time >= first * HOUR, samples.c.time < int(until))
         .group_by(samples.c.agent, samples.c.gpu, hour)
     )
-    return {(agent, gpu, int(of)): total / 10 for agent, gpu, of, total in connection.execute(query)}
+    found = _of_gpus(connection, query, samples, keys)
+    return {(agent, gpu, int(of)): total / 10 for agent, gpu, of, total in found}
+
+
+def _of_gpus(
+    connection: Connection, query: Select[Any], table: Table, keys: Sequence[Key]
+) -> Iterator[Sequence[Any]]:
+    """The rows of a table that belong to these GPUs; the query's order holds for each of them."""
+    for start in range(0, len(keys), _KEYS_AT_ONCE):
+        part = keys[start : start + _KEYS_AT_ONCE]
+        yield from connection.execute(query.where(tuple_(table.c.agent, table.c.gpu).in_(part))).all()
 
 
 def _columns(table: Table, wanted: Iterable[Metric]) -> list[ColumnElement[Any]]:

@@ -74,6 +74,11 @@ class Leadership:
         """Let another process lead."""
         self._name = ""
         if self._connection is not None:
+            import psycopg
+
+            # At once: where the connection only closes, the database lets go of the lock a moment later.
+            with contextlib.suppress(psycopg.Error):  # one that is broken holds no lock
+                self._connection.execute("SELECT pg_advisory_unlock(%s)", (LEADER_LOCK,))
             self._connection.close()
             self._connection = None
 

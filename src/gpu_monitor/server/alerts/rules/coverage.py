@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from gpu_monitor.core.times import format_duration
 from gpu_monitor.server.alerts.runs import find_runs
+from gpu_monitor.server.alerts.screen import Limit, Screen
 from gpu_monitor.server.alerts.window import GpuWindow, Judgement, Percent, Reading, Seconds, Spec
 
 
@@ -20,6 +21,11 @@ class Coverage(Spec, frozen=True, tag="coverage", tag_field="kind", kw_only=True
 def metrics(_spec: Coverage) -> tuple[str, ...]:
     """What the rule reads: only what every report says of itself."""
     return ()
+
+
+def screen(spec: Coverage) -> Screen:
+    """Periods with too little."""
+    return Screen(hours=(Limit("coverage", False, spec.percent / 100),))
 
 
 def judge(spec: Coverage, window: GpuWindow) -> Judgement:

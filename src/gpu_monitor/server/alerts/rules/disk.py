@@ -6,6 +6,7 @@ from typing import Literal
 
 from gpu_monitor.core.times import format_duration
 from gpu_monitor.server.alerts.runs import find_runs
+from gpu_monitor.server.alerts.screen import Screen, Share
 from gpu_monitor.server.alerts.window import (
     NO_DATA,
     Episode,
@@ -32,6 +33,11 @@ class Disk(Spec, frozen=True, tag="disk", tag_field="kind", kw_only=True):
 def metrics(_spec: Disk) -> tuple[str, ...]:
     """What the rule reads of machines."""
     return ("disk_used", "disk_total")
+
+
+def screen(spec: Disk) -> Screen:
+    """Periods in which the disk was that full."""
+    return Screen(hosts=(Share("disk_used", "disk_total", spec.percent / 100),))
 
 
 def judge(spec: Disk, window: NodeWindow | ServerWindow) -> Judgement:

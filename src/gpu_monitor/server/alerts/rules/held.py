@@ -5,6 +5,7 @@ from __future__ import annotations
 from gpu_monitor.core.tally import HELD_BYTES, IDLE_BELOW
 from gpu_monitor.core.times import format_duration
 from gpu_monitor.server.alerts.runs import find_runs
+from gpu_monitor.server.alerts.screen import Limit, Screen, Share
 from gpu_monitor.server.alerts.window import GpuWindow, Judgement, Reading, Seconds, Spec
 
 _MOST = 0.95
@@ -20,6 +21,12 @@ class Held(Spec, frozen=True, tag="held", tag_field="kind", kw_only=True):
 def metrics(_spec: Held) -> tuple[str, ...]:
     """What the rule reads."""
     return ("gpu_utilization", "memory_used")
+
+
+def screen(_spec: Held) -> Screen:
+    """Idle minutes with memory held; periods that were nearly all so."""
+    live = (Limit("gpu_utilization", False, IDLE_BELOW), Limit("memory_used", True, HELD_BYTES))
+    return Screen(live=live, hours=(Share("held_idle_seconds", "seconds", _MOST),))
 
 
 def judge(spec: Held, window: GpuWindow) -> Judgement:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from gpu_monitor.server.alerts.screen import Screen
 from gpu_monitor.server.alerts.window import NO_DATA, Episode, GpuWindow, Hole, Judgement, Seconds, Spec
 
 _AT_REST = (
@@ -24,6 +25,11 @@ class Lost(Spec, frozen=True, tag="lost", tag_field="kind", kw_only=True):
 def metrics(_spec: Lost) -> tuple[str, ...]:
     """What the rule reads: gaps and the newest status, no metric."""
     return ()
+
+
+def screen(_spec: Lost) -> Screen:
+    """States and gaps."""
+    return Screen(is_lost=True)
 
 
 def is_fault(cause: str, is_of_node: bool = False) -> bool:

@@ -8,6 +8,7 @@ from gpu_monitor.core.catalogue import BY_NAME, HOST_METRICS, SAMPLED, Kind, rou
 from gpu_monitor.core.errors import UsageError
 from gpu_monitor.core.times import format_duration
 from gpu_monitor.server.alerts.runs import find_runs
+from gpu_monitor.server.alerts.screen import Limit, Screen
 from gpu_monitor.server.alerts.window import GpuWindow, Judgement, NodeWindow, Reading, Seconds, Spec, Values
 from gpu_monitor.server.store.schema import LIVE_METRICS
 
@@ -45,6 +46,15 @@ def check(spec: Threshold) -> None:
 def metrics(spec: Threshold) -> tuple[str, ...]:
     """What the rule reads."""
     return (spec.metric,)
+
+
+def screen(spec: Threshold) -> Screen:
+    """Readings over the limit; a live minute holds means only."""
+    hours = (Limit(spec.metric, spec.when == "above", spec.limit, spec.stat),)
+    if spec.of == "host":
+        return Screen(hosts=hours)
+    live = (Limit(spec.metric, spec.when == "above", spec.limit),)
+    return Screen(live=live if spec.metric in _LIVE else None, hours=hours)
 
 
 def judge(spec: Threshold, window: GpuWindow | NodeWindow) -> Judgement:

@@ -9,6 +9,7 @@ from msgspec import Meta
 from gpu_monitor.core.catalogue import THROTTLE_REASONS, throttle_names
 from gpu_monitor.core.times import format_duration
 from gpu_monitor.server.alerts.runs import find_runs
+from gpu_monitor.server.alerts.screen import Bits, Screen
 from gpu_monitor.server.alerts.window import GpuWindow, Judgement, Reading, Seconds, Spec
 
 _BITS = {name: bit for bit, name in THROTTLE_REASONS}
@@ -33,11 +34,15 @@ def metrics(_spec: Throttled) -> tuple[str, ...]:
     return ("throttle_reasons", "throttle_time")
 
 
+def screen(spec: Throttled) -> Screen:
+    """Readings with one of the reasons, however long."""
+    reasons = (Bits("throttle_reasons", _mask(spec)),)
+    return Screen(live=reasons, hours=reasons)
+
+
 def judge(spec: Throttled, window: GpuWindow) -> Judgement:
     """The stretches in which clocks were held down."""
-    wanted = 0
-    for name in spec.reasons:
-        wanted |= _BITS[name]
+    wanted = _mask(spec)
 
     def measure(reading: Reading) -> float | None:
         reasons = reading.values.get("throttle_reasons")
@@ -56,3 +61,7 @@ def judge(spec: Throttled, window: GpuWindow) -> Judgement:
         return f"clocks are held down by {names} for {format_duration(lasted)} (by {reading.told_by})"
 
     return find_runs(window.readings, measure, lambda mask: mask > 0, spec.for_seconds, say)
+
+
+def _mask(spec: Throttled) -> int:
+    return sum(_BITS[name] for name in set(spec.reasons))

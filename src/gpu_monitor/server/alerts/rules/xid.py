@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from msgspec import Meta
 
 from gpu_monitor.core.xid import EVENT_KIND, Action, explain
+from gpu_monitor.server.alerts.screen import Screen
 from gpu_monitor.server.alerts.window import Episode, GpuWindow, Happening, Judgement, Spec
 
 SEVERITIES = ("info", "warning", "error", "critical")
@@ -40,6 +41,11 @@ def known_actions() -> str:
 def metrics(_spec: XidErrors) -> tuple[str, ...]:
     """What the rule reads: events, no metric."""
     return ()
+
+
+def screen(_spec: XidErrors) -> Screen:
+    """Xids of any class."""
+    return Screen(is_xid=True)
 
 
 def judge(spec: XidErrors, window: GpuWindow) -> Judgement:
