@@ -14,6 +14,12 @@ _LOG = logging.getLogger("database")
 _SHOWN = 300
 
 
+def note_statement(statement: str, seconds: float) -> None:
+    """Warn of a statement that took longer than a second."""
+    if seconds > SLOW_SECONDS:
+        _LOG.warning("a statement took %.1f s: %s", seconds, " ".join(statement.split())[:_SHOWN])
+
+
 def watch_slow(target: Engine | type[Engine] = Engine) -> None:
     """Warn from now on of every statement that takes longer than a second: of one engine, or of all there are."""
 
@@ -25,9 +31,7 @@ def watch_slow(target: Engine | type[Engine] = Engine) -> None:
     def after(
         connection: Any, _cursor: Any, statement: str, _values: Any, _context: Any, _many: bool
     ) -> None:
-        seconds = process_seconds() - connection.info["began"]
-        if seconds > SLOW_SECONDS:
-            _LOG.warning("a statement took %.1f s: %s", seconds, " ".join(statement.split())[:_SHOWN])
+        note_statement(statement, process_seconds() - connection.info["began"])
 
     event.listen(target, "before_cursor_execute", before)
     event.listen(target, "after_cursor_execute", after)
