@@ -9,11 +9,13 @@ import json
 import uuid
 from typing import Any
 
+from gpu_monitor.core.clock import SystemClock
+
 NODE = "3f2504e0-4f89-41d3-9a0c-0305e82c3301"
 OTHER = "3f2504e0-4f89-41d3-9a0c-0305e82c3302"
 CONTRACT = "12345"
-HOUR = 472_222
-"""2023-11-14T22:00:00+00:00."""
+HOUR = (int(SystemClock().now()) // 86400 - 21) * 24 + 22
+"""22:00 UTC of a day three weeks ago: a server takes what is no older than a year."""
 _NAMES = uuid.UUID("2d0c8d84-7599-5e9d-ba5b-152027040a2e")
 
 

@@ -289,11 +289,7 @@ def test_an_imported_node_has_a_token_beside_its_machines(tmp_path: Path) -> Non
     with serving(tmp_path) as server:
         node = node_in(tmp_path / "agent", url_of(server), server.token("--contract", CONTRACT, "--enrol"))
         run_for(node)
-        (node.folder / "gpu.csv").write_text(recording())
-        done = ask(node.folder, "import", "gpu.csv", "--node", "trainer", "--timezone", "UTC")
-        assert done.returncode == 0, done.stderr
-        asked = ask(node.folder, "resend", "--node", "trainer", "--yes")
-        assert asked.returncode == 0, asked.stderr
+        take_in(node, days=5)
         is_sent = "SELECT count(*), sum(state = 'sent') FROM reports WHERE node <> 1"
         with running(node.folder, *WORDS):
             until(lambda: query(node.store, is_sent)[0][1] == 3, "three imported hours are sent", 120)
@@ -307,9 +303,36 @@ def test_an_imported_node_has_a_token_beside_its_machines(tmp_path: Path) -> Non
         assert own_tokens(node) == held
 
 
-def recording() -> str:
-    """Three hours of one GPU as nvidia-smi writes them, of some days ago."""
-    start = datetime.now(timezone.utc).replace(hour=6, minute=0, second=0, microsecond=0) - timedelta(days=5)
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+def test_hours_older_than_the_server_keeps_are_rejected_with_the_reason(tmp_path: Path) -> None:
+    with serving(tmp_path) as server:
+        node = node_in(tmp_path / "agent", url_of(server), server.token("--contract", CONTRACT))
+        run_for(node, 1)
+        take_in(node, days=400)
+        rejected = "SELECT reason FROM reports WHERE node <> 1 AND state = 'rejected'"
+        with running(node.folder, *WORDS):
+            until(lambda: len(query(node.store, rejected)) == 3, "three hours are rejected", 60)
+            deliver_on(node, 1)  # what is young enough goes on
+        for (reason,) in query(node.store, rejected):
+            assert "aggregation_time: the period begins before" in str(reason)
+        assert len(server.ask("GET", "/api/nodes").json["items"]) == 1
+
+
+def take_in(node: Node, days: int) -> None:
+    """Import three hours of a machine called trainer, of so many days ago, and ask for them to be sent."""
+    (node.folder / "gpu.csv").write_text(recording(days))
+    done = ask(node.folder, "import", "gpu.csv", "--node", "trainer", "--timezone", "UTC")
+    assert done.returncode == 0, done.stderr
+    asked = ask(node.folder, "resend", "--node", "trainer", "--yes")
+    assert asked.returncode == 0, asked.stderr
+
+
+def recording(days: int) -> str:
+    """Three hours of one GPU as nvidia-smi writes them."""
+    start = datetime.now(timezone.utc).replace(hour=6, minute=0, second=0, microsecond=0) - timedelta(
+        days=days
+    )
     lines = ["timestamp, index, uuid, name, utilization.gpu [%], memory.used [MiB], power.draw [W]"]
     lines += [
         f"{start + timedelta(seconds=60 * step):%Y/%m/%d %H:%M:%S}.000, 0, GPU-5c9c2a8e-0001-4000-8000-000000000001,"

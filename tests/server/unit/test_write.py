@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +15,7 @@ from gpu_monitor.server.store import schema
 from gpu_monitor.server.store.check import check
 from gpu_monitor.server.store.engine import Store
 from gpu_monitor.server.store.judge import Refusal
+from gpu_monitor.server.store.retention import prune
 from gpu_monitor.server.store.shape import Shaper
 from gpu_monitor.server.store.write import Answer, GroupRecorder, Submission, Written
 from gpu_monitor.wire.intake import read_report
@@ -29,6 +31,7 @@ class Desk:
 
     def __init__(self, store: Store) -> None:
         self.store, self.recorder, self.shaper = store, GroupRecorder(), Shaper()
+        self.now = NOW
 
     def submit(
         self, report: dict[str, Any], principal: Principal = LOCAL, *, is_early: bool = False
@@ -42,7 +45,7 @@ class Desk:
         self.store.make_room(hours, now=NOW)
         with self.store.write() as connection:
             self.store.lock_sequence(connection)
-            written = self.recorder.write_group(connection, group, NOW)
+            written = self.recorder.write_group(connection, group, self.now)
         self.recorder.keep()
         return written
 
@@ -72,8 +75,9 @@ class Desk:
 
 @pytest.fixture
 def desk(store: Store) -> Iterator[Desk]:
-    yield Desk(store)
-    found = check(store.read, FakeClock(NOW))
+    made = Desk(store)
+    yield made
+    found = check(store.read, FakeClock(made.now))
     assert (found.count, found.differences) == (0, [])
 
 
@@ -384,6 +388,35 @@ def test_an_agent_that_never_learns_is_not_given_tokens_without_end(desk: Desk) 
         assert outcomes(desk.write(desk.submit(make_report(hour=HOUR + number), enrol)).answers) == ["stored"]
     alive = [row for row in desk.rows(schema.tokens, "node", "revoked") if row == (NODE, None)]
     assert len(alive) == 8
+
+
+# --- older than anything that is kept ------------------------------------------------------------------------
+
+
+def test_a_period_that_begins_before_what_is_kept_is_refused(desk: Desk) -> None:
+    oldest = HOUR + 2 - 366 * 24  # NOW is two hours after HOUR, and a year is kept
+    answers = desk.take(
+        make_report(hour=oldest - 1), make_report(hour=oldest), make_report(OTHER, oldest - 2, hours=2)
+    )
+    assert outcomes(answers) == [422, "stored", 422]
+    refused = answers[0]
+    assert isinstance(refused, Refusal)
+    assert refused.field == "aggregation_time"
+    assert iso(oldest * 3600) in refused.reason
+    assert desk.rows(schema.nodes, "uuid") == [(NODE,)]
+    assert desk.rows(schema.receipts, "hour") == [(oldest,)]
+
+
+def test_a_report_that_was_pruned_is_not_counted_a_second_time(desk: Desk) -> None:
+    oldest = HOUR + 2 - 366 * 24
+    report = make_report(hour=oldest)
+    assert outcomes(desk.take(report)) == ["stored"]
+    before = desk.rows(schema.fleet_hours)
+    desk.now = NOW + 3600
+    prune(desk.store, desk.now, threading.Event())
+    assert desk.count(schema.receipts) == 0
+    assert outcomes(desk.take(report)) == [422]
+    assert desk.rows(schema.fleet_hours) == before
 
 
 # --- from the future ---------------------------------------------------------------------------------------

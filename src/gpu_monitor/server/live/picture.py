@@ -109,15 +109,18 @@ class Picture:
                             yield node, gpu
 
     def totals(self, now: float) -> dict[tuple[int, bool], Totals]:
-        """Sums by contract and whether they are of simulated GPUs, of what counts as now."""
+        """Sums by contract and whether they are of simulated GPUs, of what counts as now; MIG instances are counted
+        with the GPU they are part of."""
         found: dict[tuple[int, bool], Totals] = {}
         for node in self._nodes.values():
             row = node.row
             of_nodes = found.setdefault((row.contract, row.is_simulated), Totals())
             of_nodes.nodes += 1
             of_nodes.silent_nodes += row.seen_until < now
+            uids = {gpu.uid for gpu in row.gpus}
             for gpu in row.gpus:
-                found.setdefault((row.contract, gpu.share.is_simulated), Totals()).add(gpu.share, now)
+                if gpu.share.parent_uid not in uids:
+                    found.setdefault((row.contract, gpu.share.is_simulated), Totals()).add(gpu.share, now)
         return found
 
 

@@ -39,10 +39,12 @@ class GpuRow:
 class Share:
     """What one GPU adds to the totals: `until` is how long its values count as now, UTC epoch s.
 
-    Integers of the catalogue's scale; None where unknown. Utilisation in tenths of a percent.
+    Integers of the catalogue's scale; None where unknown. Utilisation in tenths of a percent. `parent_uid`: of
+    the GPU that a MIG instance is part of, with which it is counted.
     """
 
     until: float
+    parent_uid: str | None
     is_simulated: bool
     is_ok: bool
     utilization: int | None
@@ -197,6 +199,7 @@ def _gpu(row: Any, node: Any) -> GpuRow:
     }
     share = Share(
         until=until,
+        parent_uid=identity.parent_uid,
         is_simulated=row["simulated"],
         is_ok=row["status"] == "ok",
         utilization=row["gpu_utilization"],

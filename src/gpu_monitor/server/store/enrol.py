@@ -18,8 +18,10 @@ _UNUSED = 8
 
 
 _OWN = Refusal(
-    403, "Not allowed", "node.id", "this node has a token of its own; an enrolling one is for new nodes"
-)
+    403, "Not allowed", "node.id",
+    "this node has a token of its own, an enrolling one is for new nodes; where it has lost it: gpu_monitor token list"
+    " and revoke on the server, and it may enrol again",
+)  # fmt: skip
 
 
 class NodeTokens:

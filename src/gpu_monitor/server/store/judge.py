@@ -7,6 +7,8 @@ from enum import Enum
 
 import msgspec
 
+from gpu_monitor.core.times import format_time
+from gpu_monitor.server.store.retention import oldest_hour
 from gpu_monitor.wire.intake import Intake
 
 HOUR = 3600
@@ -54,6 +56,18 @@ class Judged(msgspec.Struct, frozen=True):
 
     conclusion: Conclusion
     receipt: Receipt | None = None
+
+
+def too_old(intake: Intake, now: float) -> Refusal | None:
+    """Why a report is refused whose period begins before anything is kept; None where it does not.
+
+    Whether it was here before is not known any more, and the fleet's hours, which stay, would count it twice.
+    """
+    oldest = oldest_hour(now)
+    if intake.hour >= oldest:
+        return None
+    reason = f"the period begins before {format_time(oldest * HOUR)}, the oldest that this server keeps"
+    return Refusal(422, "The report is not valid", "aggregation_time", reason)
 
 
 def reach(intake: Intake, longest_seconds: int) -> tuple[int, int]:

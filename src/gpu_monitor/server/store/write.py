@@ -12,7 +12,7 @@ from gpu_monitor.server.auth.principal import Principal
 from gpu_monitor.server.store import early
 from gpu_monitor.server.store.enrol import NodeTokens
 from gpu_monitor.server.store.intern import FactBook
-from gpu_monitor.server.store.judge import Conclusion, Judged, Receipt, Refusal, judge, reach, rounds
+from gpu_monitor.server.store.judge import Conclusion, Judged, Receipt, Refusal, judge, reach, rounds, too_old
 from gpu_monitor.server.store.put import Accepted, Batch, put_batch
 from gpu_monitor.server.store.replace import (
     digest_of_superseded,
@@ -266,7 +266,7 @@ class _Group:
             intake = one.shaped.intake
             node = self.nodes.get(intake.node.id) or fresh.get(intake.node.id)
             contract = self.contracts.find(self.connection, intake.contract_number)
-            refused = refusal(one.principal, node, intake.node.id, contract)
+            refused = refusal(one.principal, node, intake.node.id, contract) or too_old(intake, self.now)
             token = None if refused else self._token(one, intake.node.id, intake.contract_number)
             if isinstance(token, Refusal):
                 refused = token
