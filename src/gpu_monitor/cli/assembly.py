@@ -140,7 +140,7 @@ def _build(
     stack: contextlib.ExitStack,
 ) -> Assembly:
     settings, stop, played = loaded.settings, threading.Event(), is_played(args)
-    name_node(writer, settings.node.name or socket.gethostname())
+    name_node(writer, _name(settings))
     node = [establish(writer, machine_id(), clock.now())]
     store = Store(writer, keep_plan(writer, settings.collection.aggregation_interval_hours, clock.now()))
     retention = Retention(writer, _limits(settings))
@@ -162,7 +162,7 @@ def _build(
     parts = Parts(
         store=store, read=_reading(SourceRunner(chosen.source).read, current), host=host, processes=lookup,
         rollup=Rollup(writer, refresh, store.rolled_up), retention=retention,
-        ship=shipper.run_once if shipper is not None else None, clock=clock, machine=_machine(),
+        ship=shipper.run_once if shipper is not None else None, clock=clock, machine=_machine(settings),
         queue=Queue(settings.database.queue_intervals),
         ballast=lambda down: ballast.lay() if down else ballast.give_up(),
         xids=xids, watchdog=notifier.watchdog, ready=lambda: _say_ready(notifier, chosen.describe),
@@ -202,8 +202,13 @@ def _reading(read: Callable[[float, Span], Round], current: list[Loaded]) -> Cal
     return read_allowed
 
 
-def _machine() -> Machine:
-    return Machine(boot_id(), boot_time(), socket.gethostname(), platform.platform(terse=True))
+def _machine(settings: Settings) -> Machine:
+    return Machine(boot_id(), boot_time(), _name(settings), platform.platform(terse=True))
+
+
+def _name(settings: Settings) -> str:
+    """What this node is called, here and in reports: `node.name`, else the host name."""
+    return settings.node.name or socket.gethostname()
 
 
 def _machine_readers(loaded: Loaded) -> tuple[HostSource | None, ProcessLookup | None]:
@@ -291,7 +296,7 @@ def _live(
         settings = current[0].settings
         return Origin(
             node[0],
-            socket.gethostname() or settings.node.name,
+            _name(settings),
             system,
             __version__,
             str(settings.server.contract_number),
@@ -303,7 +308,7 @@ def _live(
 
 def settle(writer: Writer, store: Store, settings: Settings, clock: Clock) -> str:
     """Write what every start sees to: the node's name, its identity (which is returned), the periods."""
-    name_node(writer, settings.node.name or socket.gethostname())
+    name_node(writer, _name(settings))
     node = establish(writer, machine_id(), clock.now())
     store.plan = keep_plan(writer, settings.collection.aggregation_interval_hours, clock.now())
     return node

@@ -45,7 +45,7 @@ def events(
     contract: Text = None,
     gpu: Text = None,
     kind: Text = None,
-    severity: Literal["info", "warning", "error"] | None = None,
+    severity: Literal["info", "warning", "error", "critical"] | None = None,
     start: From = None,
     to: To = None,
     limit: Limit = 100,
