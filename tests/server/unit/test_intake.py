@@ -163,6 +163,59 @@ def test_depth_is_that_of_the_value(value: Any) -> None:
         assert is_refused is (depth(value) > limit)
 
 
+def outside_of_texts(text: bytes) -> bytes:
+    """The brackets of `text` that stand in no string, byte by byte."""
+    found, at, is_inside = bytearray(), 0, False
+    while at < len(text):
+        one = text[at : at + 1]
+        if one == b"\\":
+            at += text[at + 1 : at + 2] in (b'"', b"\\")
+        elif one == b'"':
+            is_inside = not is_inside
+        elif not is_inside and one in b"[]{}":
+            found += one
+        at += 1
+    return bytes(found)
+
+
+def deepest(text: bytes) -> int:
+    """How deep the brackets of `text` go; -1 where they do not match (kinds of brackets are not told apart)."""
+    level = highest = 0
+    for one in outside_of_texts(text):
+        level += 1 if one in b"[{" else -1
+        if level < 0:
+            return -1
+        highest = max(highest, level)
+    return highest if level == 0 else -1
+
+
+@settings(deadline=None, max_examples=400)
+@given(st.lists(st.sampled_from([b"[", b"]", b"{", b"}", b'"', b"\\", b"a", b"[]", b'"]"']), max_size=30))
+def test_depth_counts_as_a_reading_byte_by_byte_does(pieces: list[bytes]) -> None:
+    text = b"".join(pieces)
+    for limit in (1, 2, 3):
+        is_over = text.count(b"[") + text.count(b"{") > limit and not 0 <= deepest(text) <= limit
+        is_refused = False
+        try:
+            check_depth(text, limit)
+        except Malformed:
+            is_refused = True
+        assert is_refused is is_over
+
+
+@pytest.mark.parametrize(
+    "unit", [b'\\"', b"\\\\", b'"[', b'""', b'"a,\\', b"[", b"[{"], ids=lambda unit: unit.decode()
+)
+@pytest.mark.parametrize("head", [b"[" * 17 + b'"', b"[" * 17])
+def test_8_mib_of_anything_are_read_in_one_go(head: bytes, unit: bytes) -> None:
+    """Where each place of an endless string is looked at anew, this takes days."""
+    body = head + unit * ((8 << 20) // len(unit))
+    with pytest.raises(Malformed):
+        check_depth(body, DEPTH)
+    with pytest.raises(Malformed):
+        read_report(body)
+
+
 def test_a_batch_gives_the_exact_bytes_of_each_report() -> None:
     bodies = [b'{ "a" : 1}', b'{"b":[1, 2 ]}']
     assert [bytes(part) for part in read_batch(join(bodies))] == bodies
