@@ -25,6 +25,8 @@ _SMALL = 256 << 10
 """A body up to here is taken however much has arrived of others: a report of 90 GPUs."""
 _ARRIVING = 64 << 20
 """Bytes of larger bodies that are on their way at once: 32 of the largest."""
+_MEMBERS = 64
+"""Of one gzip body: a batch's reports, each packed for itself. An empty one has 20 bytes, and copies what follows."""
 _DIGEST = re.compile(r"(?:^|,)\s*sha-256\s*=\s*:([A-Za-z0-9+/]{43}=):\s*(?:,|$)")
 ENCODINGS = ("gzip", "zstd")
 
@@ -131,13 +133,17 @@ def invalid(field: str, reason: str, **extra: Any) -> Problem:
 def _gunzip(sent: bytes) -> bytes:
     out, left = bytearray(), sent
     try:
-        while left:
+        for _ in range(_MEMBERS):
+            if not left:
+                break
             member = zlib.decompressobj(zlib.MAX_WBITS | 16)
             out += member.decompress(left, DECODED_BYTES + 1 - len(out))
             _check_size(len(out), len(sent))
             if not member.eof:
                 raise invalid("", "the gzip stream is not whole")
             left = member.unused_data
+        if left:
+            raise invalid("", f"more than {_MEMBERS} gzip members one after another")
     except zlib.error as error:
         out.clear()
         raise invalid("", f"not gzip: {error}") from None
