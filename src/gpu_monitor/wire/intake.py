@@ -171,14 +171,7 @@ class _Batch(msgspec.Struct):
     reports: Annotated[list[msgspec.Raw], msgspec.Meta(max_length=_LIST_ITEMS)] | None = None
 
 
-class _Batch(msgspec.Struct):
-    """Reports, still as they came; other fields pass."""
-
-    reports: Annotated[list[msgspec.Raw], msgspec.Meta(max_length=_LIST_ITEMS)] | None = None
-
-
 _exact = msgspec.json.Decoder(_Exact)
-_batch = msgspec.json.Decoder(_Batch)
 _batch = msgspec.json.Decoder(_Batch)
 _any = msgspec.json.Decoder()
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
