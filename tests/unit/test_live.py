@@ -86,7 +86,16 @@ def live(sink: FakeLiveSink | None, interval_seconds: int = 0) -> Iterator[Live]
         made.stop()
 
 
-def interval(start: int = SLOT, seconds: float = 60.0, gpus: int = 1, **values: float) -> Collection:
+@pytest.fixture(autouse=True)
+def present() -> None:
+    """A test may run long after this module was read, and what ended long ago is not live."""
+    global NOW, SLOT
+    NOW = SystemClock().now()
+    SLOT = int(NOW // 60) * 60
+
+
+def interval(start: int | None = None, seconds: float = 60.0, gpus: int = 1, **values: float) -> Collection:
+    start = SLOT if start is None else start
     rows = [
         GpuRow(Identity(f"GPU-{number}", "nvml"), seconds, values, {"driver_version": "550.1"}, {}, None)
         for number in range(1, gpus + 1)
