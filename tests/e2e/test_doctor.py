@@ -21,7 +21,7 @@ import pytest
 from tests.e2e.program import ask, configure, environment, kill, running
 from tests.e2e.terminal import on_terminal
 from tests.e2e.waiting import until
-from tests.fakes.server import ServerProcess
+from tests.fakes.server import ServerProcess, Step
 from tests.made_stores import CARD, HOUR, MadeStore
 from tests.standin.control import Standin
 from tests.standin.profiles import H100
@@ -128,12 +128,64 @@ def test_the_server_is_asked_only_when_told_to(tmp_path: Path) -> None:
         assert found["token"]["level"] == "ok"
         _, found = checks(tmp_path, "--network")
         asked = server.received(None)
-        assert [(one.method, one.headers["X-Contract-Number"]) for one in asked] == [("OPTIONS", "7")]
-        assert (found["server"]["level"], "answers (200)" in found["server"]["text"]) == ("ok", True)
+        assert [(one.method, one.body) for one in asked] == [("OPTIONS", b""), ("POST", b"")]
+        assert {one.headers["X-Contract-Number"] for one in asked} == {"7"}
+        assert server.held() == {}
+        assert found["server"] == {
+            "name": "server", "level": "ok", "text": f"{server.url} takes reports, and lets us in", "advice": None,
+        }  # fmt: skip
     _, found = checks(tmp_path, "--network")
     assert found["server"]["level"] == "problem"
     assert "no connection to 127.0.0.1" in found["server"]["text"]
     assert "open-sesame" not in json.dumps(found)
+
+
+@pytest.mark.parametrize(
+    ("step", "level", "text", "advice"),
+    [
+        (Step("status", status=404), "problem", "the server has nothing there (404)", "Correct server.url"),
+        (Step("status", status=401), "problem", "does not let us in (401)", "server.token_file"),
+        (Step("status", status=503), "warning", "answers 503", "Ask whoever runs it"),
+    ],
+)
+def test_what_a_server_answers_is_judged(
+    tmp_path: Path, step: Step, level: str, text: str, advice: str
+) -> None:
+    with ServerProcess(tmp_path) as server:
+        server.behave(options=step)
+        configure(tmp_path, server={"url": server.url, "contract_number": "7"})
+        MadeStore(tmp_path / "gpu_metrics.db").close()
+        _, found = checks(tmp_path, "--network")
+    assert (found["server"]["level"], text in found["server"]["text"]) == (level, True)
+    assert advice in found["server"]["advice"]
+
+
+def test_a_server_that_answers_but_refuses_the_token(tmp_path: Path) -> None:
+    with ServerProcess(tmp_path) as server:
+        server.behave(Step("status", status=401))
+        configure(tmp_path, server={"url": server.url, "contract_number": "7"})
+        MadeStore(tmp_path / "gpu_metrics.db").close()
+        code, found = checks(tmp_path, "--network", GPU_MONITOR_TOKEN="of-another-server")
+    assert code == 1
+    assert found["server"]["level"] == "problem"
+    assert "does not let us in (401)" in found["server"]["text"]
+
+
+def test_an_agent_says_at_its_start_that_its_token_cannot_be_used(tmp_path: Path) -> None:
+    configure(
+        tmp_path,
+        server={"url": "http://127.0.0.1:9/m", "contract_number": "7", "token_file": "token"},
+    )
+    (tmp_path / "token").write_text("open-sesame\n")
+    (tmp_path / "token").chmod(0o644)
+    done = ask(tmp_path, "--simulate", "1", "--until", "+0s")
+    assert "WARNING" in done.stderr
+    assert "token can be read by other users" in done.stderr
+    assert f"chmod 600 {tmp_path / 'token'}" in done.stderr
+    planned = ask(tmp_path, "--simulate", "1", "--dry-run")
+    assert planned.returncode == 0, planned.stderr
+    assert "token          WARNING: the token file" in planned.stdout
+    assert "chmod 600" in planned.stdout
 
 
 def test_a_token_that_others_can_read(tmp_path: Path) -> None:

@@ -165,7 +165,7 @@ class Handler(BaseHTTPRequestHandler):
             self._log(None)
             return
         self.reports = self._reports()
-        refused = self._refused()
+        refused = self._refused() or (422 if not self.wire and self.step["kind"] == "good" else None)
         if refused is not None:
             self._log(refused)
             self._send(refused, {"error": f"refused with {refused}"})

@@ -216,6 +216,18 @@ def test_hours_that_do_not_get_through(tmp_path: Path) -> None:
     assert "gpu_monitor resend" in (found["parked"].advice or "")
 
 
+def test_a_server_that_takes_nothing_is_a_problem_at_once(tmp_path: Path) -> None:
+    made = MadeStore(tmp_path / "s.db")
+    add_report(made, 1, "pending", NOW - 3600, "HTTP 401: the token is unknown")
+    with made.writer.transaction() as connection:
+        connection.execute("UPDATE attempts SET verdict = 'refused'")
+    found = deliveries(made)["deliveries"]
+    assert found.level is Level.PROBLEM
+    assert found.text == "0 delivered, 1 waiting: the server takes nothing from us"
+    assert "HTTP 401: the token is unknown" in (found.advice or "")
+    assert "server.token_file" in (found.advice or "")
+
+
 def test_without_a_server_nothing_is_owed(tmp_path: Path) -> None:
     made = MadeStore(tmp_path / "s.db")
     add_report(made, 1, "pending", NOW - 86400)

@@ -11,6 +11,7 @@ from pathlib import Path
 from gpu_monitor import __version__
 from gpu_monitor.agent.ask import Asked, interval_of
 from gpu_monitor.agent.usage import By, Question, usage
+from gpu_monitor.core.outcome import Verdict
 from gpu_monitor.core.times import format_duration, format_time
 from gpu_monitor.storage.database import Reader
 from gpu_monitor.storage.locks import agent_path, holder, is_held
@@ -213,7 +214,11 @@ def check_deliveries(reader: Asked, now: float, has_server: bool) -> Iterator[Ch
     oldest = reader.value("SELECT min(period + period_seconds) FROM reports WHERE state = 'pending'")
     pending, sent = counts.get("pending", 0), counts.get("sent", 0)
     error = _last_error(reader)
-    if oldest is not None and now - oldest > _OWED_SECONDS:
+    if pending and _is_refused(reader):
+        text = f"{sent} delivered, {pending} waiting: the server takes nothing from us"
+        advice = "Check server.url, server.token_file and server.contract_number; doctor --network asks the server."
+        yield problem("deliveries", text, f"{error}\n{advice}")
+    elif oldest is not None and now - oldest > _OWED_SECONDS:
         text = f"{_count(pending, 'report')} waiting, the oldest for {format_duration(now - oldest)}; {sent} delivered"
         yield warning(
             "deliveries", text, error or "None was tried yet: does the agent run, without --offline?"
@@ -227,6 +232,12 @@ def check_deliveries(reader: Asked, now: float, has_server: bool) -> Iterator[Ch
         if counts.get(state):
             advice = "gpu_monitor -ls names them; mend the cause, then: gpu_monitor resend"
             yield problem(state, f"{_count(counts[state], 'report')}: {meaning}", advice)
+
+
+def _is_refused(reader: Asked) -> bool:
+    """Whether the last attempt that is over was refused as one of ours (401, 403, 404 ...)."""
+    last = reader.value("SELECT verdict FROM attempts WHERE verdict IS NOT NULL ORDER BY id DESC LIMIT 1")
+    return bool(last == Verdict.REFUSED.value)
 
 
 def _count(number: int, thing: str) -> str:

@@ -23,7 +23,7 @@ from gpu_monitor.cli.logs import ONCE, be_quiet, set_up
 from gpu_monitor.cli.output import groups_csv, groups_json, note
 from gpu_monitor.cli.reading import read_group
 from gpu_monitor.cli.sources import check_source_flags, choose_source, is_played
-from gpu_monitor.config.load import Loaded, load
+from gpu_monitor.config.load import Loaded, load, read_token
 from gpu_monitor.config.model import Settings
 from gpu_monitor.core.clock import SystemClock
 from gpu_monitor.core.errors import (
@@ -59,6 +59,8 @@ def run(args: argparse.Namespace) -> int:
     logging_settings = loaded.settings.logging
     file = loaded.resolve(logging_settings.file) if logging_settings.file else None
     set_up(logging_settings, file, args.log_level, args.verbose)
+    if not args.offline:
+        _warn_of_token(loaded)
     with assemble(args, loaded) as assembly:
         until = parse_moment(args.until, assembly.parts.clock.now()).epoch if args.until else None
         stop = assembly.stop
@@ -68,6 +70,16 @@ def run(args: argparse.Namespace) -> int:
             _settle_memory()
             unstored = agent.run(until)
     return _say_end(loaded.store, unstored)
+
+
+def _warn_of_token(loaded: Loaded) -> None:
+    """Say at once, not when the first hour is due, that the token cannot be used. Recording goes on without."""
+    if loaded.settings.server.url is None:
+        return
+    try:
+        read_token(loaded)
+    except ConfigError as error:
+        _LOG.warning("nothing can be sent: %s", error)
 
 
 def _say_end(store: Path, unstored: str | None) -> int:
@@ -169,6 +181,8 @@ def _reload(agent: Agent, assembly: Assembly, args: argparse.Namespace, loaded: 
         set_up(fresh.settings.logging, file, args.log_level, args.verbose)
         agent.change_pace(_pace(fresh))
         agent.nudge("ship")
+        if not args.offline:
+            _warn_of_token(fresh)
         changes = ", ".join(_changed(loaded.settings, fresh.settings)) or "nothing"
         source = fresh.path or "defaults"
         _LOG.info("configuration read again from %s: %s changed", source, changes, extra=ONCE)

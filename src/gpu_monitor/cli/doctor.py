@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import re
 import sys
@@ -43,13 +44,14 @@ from gpu_monitor.config.model import Settings
 from gpu_monitor.core.clock import SystemClock
 from gpu_monitor.core.errors import EXIT_DONE, EXIT_FAILED, ConfigError, GpuMonitorError
 from gpu_monitor.core.terminal_text import clean
-from gpu_monitor.sinks.exchange import Courier, Failure, Request
+from gpu_monitor.sinks.exchange import Courier, Failure, Reply, Request
 from gpu_monitor.sources.gpu.nvml import NvmlSettings, open_nvml
 from gpu_monitor.storage.database import Reader
 from gpu_monitor.storage.files import looks_like
 
 _DISTRIBUTION = "gpu-monitor"
 _NETWORK_SECONDS = 5.0
+_SHUT = (401, 403)
 _MARGIN = 26
 """Columns of level and name, before the text."""
 _LEAST_TEXT = 20
@@ -57,7 +59,7 @@ _MINIMUM = re.compile(r"^([A-Za-z0-9._-]+)[^;]*?>=\s*([0-9.]+)")
 
 EXAMPLES = """examples:
   gpu_monitor doctor                   each check, and what to do next
-  gpu_monitor doctor --network         also ask the server whether it is there
+  gpu_monitor doctor --network         also ask the server: is it there, does it let us in
   gpu_monitor doctor --json            for scripts
   sudo gpu_monitor doctor -c /etc/gpu_monitor/config.json
 
@@ -77,7 +79,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.set_defaults(handler=run)
     add_config(parser)
-    parser.add_argument("--network", action="store_true", help="also send the server one OPTIONS request")
+    parser.add_argument(
+        "--network", action="store_true", help="also ask the server: is it there, does it let us in"
+    )
     parser.add_argument("--json", action="store_true", default=False, help="the checks as JSON")
 
 
@@ -255,11 +259,11 @@ def _check_store(loaded: Loaded, path: Path) -> Iterator[Check]:
 
 
 def _check_server(loaded: Loaded, uses_network: bool) -> Iterator[Check]:
-    server = loaded.settings.server
-    if server.url is None:
+    server, url = loaded.settings.server, loaded.settings.server.url
+    if url is None:
         return
     if not uses_network:
-        yield ok("server", f"{server.url} (not asked; --network does)")
+        yield ok("server", f"{url} (not asked; --network does)")
         return
     try:
         token = read_token(loaded)
@@ -270,20 +274,53 @@ def _check_server(loaded: Loaded, uses_network: bool) -> Iterator[Check]:
         headers["Authorization"] = f"Bearer {token}"
     verify = str(loaded.resolve(server.ca_file)) if server.ca_file else True
     courier = Courier(threading.Event(), SystemClock())
+
+    def ask(method: str, body: bytes | None) -> Reply | Failure:
+        return courier.carry(Request(method, url, headers, body, verify), _NETWORK_SECONDS)
+
     try:
-        answer = courier.carry(Request("OPTIONS", server.url, headers, None, verify), _NETWORK_SECONDS)
+        answer = ask("OPTIONS", None)
+        if isinstance(answer, Reply) and answer.status == 200 and _takes_reports(answer):
+            # Anybody may ask for OPTIONS. A body that is no report is stored nowhere; who sends it is judged first.
+            refused = ask("POST", b"")
+            is_shut = isinstance(refused, Reply) and refused.status in _SHUT
+            yield _judged(url, refused) if is_shut else ok("server", f"{url} takes reports, and lets us in")
+            return
     finally:
         courier.close()
+    yield _judged(url, answer)
+
+
+def _takes_reports(answer: Reply) -> bool:
+    """Whether the answer to OPTIONS is that of docs/report.md."""
+    try:
+        return isinstance(json.loads(answer.data or b"")["accepts"], dict)
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+def _judged(url: str, answer: Reply | Failure) -> Check:
+    """What an answer says of the server, and what to do."""
     if isinstance(answer, Failure):
         advice = "Check server.url, DNS, the proxy (https_proxy) and the firewall."
-        yield problem("server", f"{server.url}: {answer.text}", advice)
-    elif answer.status in (401, 403):
-        text = f"{server.url} does not let us in ({answer.status})"
-        yield problem("server", text, "Check server.token_file and server.contract_number.")
-    elif answer.status >= 500:
-        yield warning("server", f"{server.url} answers {answer.status}", "Ask whoever runs it.")
-    else:
-        yield ok("server", f"{server.url} answers ({answer.status})")
+        return problem("server", f"{url}: {answer.text}", advice)
+    status = answer.status
+    if status in _SHUT:
+        advice = "Check server.token_file (or GPU_MONITOR_TOKEN) and server.contract_number; a token may be revoked."
+        return problem("server", f"{url} does not let us in ({status})", advice)
+    if status in (404, 410):
+        advice = (
+            "Correct server.url: its path is the one that whoever runs the server names, often /api/metrics."
+        )
+        return problem("server", f"{url}: the server has nothing there ({status})", advice)
+    if 300 <= status < 400:
+        where = answer.headers.get("location", "another address")
+        advice = "Put the address itself into server.url: a token is not sent along."
+        return warning("server", f"{url} points to {where} ({status})", advice)
+    if status >= 500:
+        return warning("server", f"{url} answers {status}", "Ask whoever runs it.")
+    advice = "It does not say whether it takes reports: the deliveries above do."
+    return ok("server", f"{url} answers ({status})", advice)
 
 
 def _check_service(is_container: bool) -> Check:

@@ -10,7 +10,7 @@ from gpu_monitor.cli.sources import choose_source
 from gpu_monitor.config.load import Loaded, read_token, search_path
 from gpu_monitor.core.catalogue import METRICS
 from gpu_monitor.core.clock import SystemClock
-from gpu_monitor.core.errors import EXIT_DONE
+from gpu_monitor.core.errors import EXIT_DONE, ConfigError
 from gpu_monitor.core.model import Round, Span, Status
 from gpu_monitor.storage.database import looks_like
 
@@ -82,5 +82,12 @@ def _sending(args: argparse.Namespace, loaded: Loaded) -> Iterator[str]:
     else:
         hours = loaded.settings.collection.aggregation_interval_hours
         yield f"\nwould send to    {server.url}, one report each {hours} h, contract {server.contract_number}"
-        yield f"  token          {'yes' if read_token(loaded) else 'none'}"
+        yield f"  token          {_token(loaded)}"
         yield f"  spread         5 to {server.spread_seconds} s after the period's end"
+
+
+def _token(loaded: Loaded) -> str:
+    try:
+        return "yes" if read_token(loaded) else "none"
+    except ConfigError as error:
+        return f"WARNING: {error.message}: nothing can be sent. {error.hint or ''}".rstrip()
