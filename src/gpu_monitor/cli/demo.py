@@ -19,7 +19,7 @@ from pathlib import Path
 
 from gpu_monitor.cli.demo_parts import Asked, Ended, News, Program, Said, is_worth_showing
 from gpu_monitor.cli.logs import be_quiet
-from gpu_monitor.cli.options import Formatter
+from gpu_monitor.cli.options import Formatter, port
 from gpu_monitor.cli.sources import check_source_flags, open_machine
 from gpu_monitor.config.load import Loaded
 from gpu_monitor.config.model import Settings
@@ -58,7 +58,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         formatter_class=Formatter,
     )
     add = parser.add_argument
-    add("--port", metavar="PORT", type=int, help="port of the server (default: 8000, or a free one)")
+    add("--port", metavar="PORT", type=port, help="port of the server (default: 8000, or a free one)")
     add("--directory", metavar="DIR", type=Path, help="keep everything here (default: a temporary folder)")
     # The program itself has a --simulate, too; either place will do.
     add(

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import importlib
 import os
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from types import ModuleType
+from typing import Any, NoReturn
 
 from gpu_monitor import __version__
 from gpu_monitor.cli.options import Formatter, join_times
-from gpu_monitor.core.errors import EXIT_FAILED, GpuMonitorError
+from gpu_monitor.core.errors import EXIT_DONE, EXIT_FAILED, GpuMonitorError
 from gpu_monitor.core.terminal_text import clean_lines
 
 COMMANDS: dict[str, tuple[str, str]] = {
-    "service": ("gpu_monitor.cli.service", "install, inspect or remove the OS service"),
+    "service": (
+        "gpu_monitor.cli.service",
+        "install, look at or remove the agent as a service of this machine",
+    ),
     "doctor": ("gpu_monitor.cli.doctor", "check everything an operator would check"),
     "report": ("gpu_monitor.cli.report", "GPU-hours, idle hours, energy and money"),
     "events": ("gpu_monitor.cli.events", "what happened: Xids, lost GPUs, throttling, gaps"),
@@ -46,15 +52,58 @@ _EXAMPLES = """examples:
 exit codes: 0 done, 1 failed, 2 wrong usage, 3 nothing found, 78 bad configuration"""
 
 
+class _Parser(argparse.ArgumentParser):
+    """The whole program's: names the nearest option or command where there is none of that name."""
+
+    _given: tuple[str, ...] = ()
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse does; exit 2 where something is left over."""
+        self._given = tuple(sys.argv[1:] if args is None else args)
+        found, rest = self.parse_known_args(args, namespace)
+        if rest:
+            options = [name for one in self._all_parsers(found) for name in one._option_string_actions]
+            near = "".join(_nearest(word.partition("=")[0], options) for word in rest if word[:1] == "-")
+            self.error(f"unrecognized arguments: {' '.join(rest)}{near}")
+        return found
+
+    def _all_parsers(self, found: argparse.Namespace) -> Iterator[argparse.ArgumentParser]:
+        yield self
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction) and found.command in action.choices:
+                yield action.choices[found.command]
+
+    def error(self, message: str) -> NoReturn:
+        """Exit 2; a command that there is not gets the nearest one instead of all."""
+        wrong = re.match(r"argument COMMAND: invalid choice: '([^']*)'", message)
+        if wrong:
+            # What follows a misspelt option looks like a command.
+            given = self._given[: self._given.index(wrong[1])] if wrong[1] in self._given else ()
+            unknown = [word.partition("=")[0] for word in given if word[:2] == "--"]
+            unknown = [word for word in unknown if word not in self._option_string_actions]
+            if unknown:
+                near = _nearest(unknown[0], self._option_string_actions)
+                super().error(f"unrecognized arguments: {unknown[0]}{near}")
+            message = f"there is no command '{wrong[1]}'{_nearest(wrong[1], COMMANDS)}; --help lists them"
+        super().error(message)
+
+
+def _nearest(word: str, names: Iterable[str]) -> str:
+    found = difflib.get_close_matches(word, list(names), 1)
+    return f" (did you mean {found[0]}?)" if found else ""
+
+
 def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     """The parser of the whole program; only `command` (None: no command; `*`: all) gets its own options."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="gpu_monitor", formatter_class=Formatter, allow_abbrev=False, epilog=_EXAMPLES,
         description="The flight recorder and the ledger of a GPU fleet. Without a command it runs the agent.",
     )  # fmt: skip
     _add_agent_options(parser)
     _add_asking_options(parser)
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
+    commands = parser.add_subparsers(
+        title="commands", metavar="COMMAND", dest="command", parser_class=argparse.ArgumentParser
+    )
     for name, (module, text) in COMMANDS.items():
         if command == name or (command == "*" and _is_there(module)):
             _load(name, module).add_parser(commands)
@@ -145,11 +194,26 @@ def _named_command(argv: Sequence[str]) -> str | None:
     return next((word for word in argv if word in COMMANDS), None)
 
 
+def _parse(words: Sequence[str]) -> argparse.Namespace:
+    """The command line, parsed. GpuMonitorError where the command's packages are missing, after its help where asked for."""
+    command = _named_command(words)
+    try:
+        parser = build_parser(command)
+    except GpuMonitorError as error:
+        if command is None or not {"-h", "--help"} & set(words):
+            raise
+        print(f"usage: gpu_monitor {command} ...\n\n{COMMANDS[command][1]}\n")
+        print(f"{error.message}: its options are shown once it is. {error.hint}")
+        print("All of them stand in docs/cli.md.")
+        raise SystemExit(EXIT_DONE) from None
+    return parser.parse_args(words)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns its exit code."""
     words = join_times(sys.argv[1:] if argv is None else argv)
     try:
-        args = build_parser(_named_command(words)).parse_args(words)
+        args = _parse(words)
     except GpuMonitorError as error:
         print(f"gpu_monitor: {error}", file=sys.stderr)
         return error.exit_code

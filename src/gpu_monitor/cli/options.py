@@ -24,6 +24,7 @@ _TIME_OPTIONS = frozenset(
 _EXPLAINED = re.compile(r"( +\S.*?) {2,}(\S.*)")
 """An example line: a command, and two spaces or more behind it what it does."""
 _BELOW = 6
+_LAST_PORT = 65535
 _RELATIVE = re.compile(r"^-\s*\d")
 
 
@@ -36,6 +37,13 @@ def join_times(argv: Sequence[str]) -> list[str]:
         else:
             joined.append(word)
     return joined
+
+
+def port(text: str) -> int:
+    """A TCP port, as a type of an option: 0 (a free one) to 65535; else the command line is refused."""
+    if not text.isdecimal() or int(text) > _LAST_PORT:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port: give a number from 0 to {_LAST_PORT}")
+    return int(text)
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:

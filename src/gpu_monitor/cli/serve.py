@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gpu_monitor.cli.logs import set_up
-from gpu_monitor.cli.options import Formatter
+from gpu_monitor.cli.options import Formatter, port
 from gpu_monitor.config.load import service_environment
 from gpu_monitor.config.model import Logging
 from gpu_monitor.config.server import ServerSettings, load_server
@@ -40,7 +40,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     add = parser.add_argument
     add("--host", metavar="ADDRESS", help="address to listen on (default: localhost)")
-    add("--port", metavar="PORT", type=int, help="port to listen on; 0 takes a free one (default: 8000)")
+    add("--port", metavar="PORT", type=port, help="port to listen on; 0 takes a free one (default: 8000)")
     add("--directory", metavar="DIR", type=Path, help="where .env and relative paths are (default: here)")
     add("--database", metavar="URL", help="sqlite:///FILE or postgresql://USER@HOST/NAME")
     add("--tls-cert", metavar="FILE", help="certificate and chain (PEM)")
