@@ -8,13 +8,21 @@ import logging
 from collections.abc import AsyncIterator
 
 from fastapi import FastAPI
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gpu_monitor import __version__
+from gpu_monitor.server import openapi_ingest
 from gpu_monitor.server.api_shapes import SHAPES
 from gpu_monitor.server.limits import BodyLimits
 from gpu_monitor.server.openapi import describe
-from gpu_monitor.server.problems import MEDIA_TYPE, PROBLEMS, RETRY_SECONDS, add_handlers, problem_body
+from gpu_monitor.server.problems import (
+    MEDIA_TYPE,
+    PROBLEMS,
+    RETRY_SECONDS,
+    add_handlers,
+    let_go,
+    problem_body,
+)
 from gpu_monitor.server.routes import (
     alerts,
     channels,
@@ -101,7 +109,7 @@ def create_app(state: ServerState) -> ASGIApp:
     add_handlers(app)
     for router in ROUTERS:
         app.include_router(router)
-    describe(app, SHAPES)
+    describe(app, (*SHAPES, *openapi_ingest.SHAPES), openapi_ingest.PATHS)
     return Outermost(Doorkeeper(BodyLimits(IngestFront(app, state)), state.settings), state)
 
 
@@ -113,29 +121,43 @@ class Outermost:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on."""
+        begun = False
+
+        async def told(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
         try:
-            await self._app(scope, receive, send)
+            await self._app(scope, receive, told)
         except asyncio.CancelledError:
             # Only a stop cancels: this request took longer than the stop could wait.
             if scope["type"] == "http":
                 with contextlib.suppress(RuntimeError):  # the answer had begun
                     await _answer_stopping(send)
-        except Exception:
+        except Exception as error:
             if scope["type"] != "http":
                 raise
             self._state.metrics.count("errors_total")
             _LOG.exception("%s %s failed", scope["method"], scope["path"])
+            let_go(error)
+            if not begun:  # it came from a part that stands before the framework
+                detail = "This was logged; the log of the server says what happened."
+                await _answer(send, 500, problem_body(500, "Internal error", detail))
 
 
 async def _answer_stopping(send: Send) -> None:
     body = problem_body(
         503, "Not now", "The server is stopping; whether this was done is not known. Try again."
     )
+    await _answer(send, 503, body, (b"retry-after", str(RETRY_SECONDS).encode()), (b"connection", b"close"))
+
+
+async def _answer(send: Send, status: int, body: bytes, *more: tuple[bytes, bytes]) -> None:
     headers = [
         (b"content-type", MEDIA_TYPE.encode()),
         (b"content-length", str(len(body)).encode()),
-        (b"retry-after", str(RETRY_SECONDS).encode()),
-        (b"connection", b"close"),
+        *more,
     ]
-    await send({"type": "http.response.start", "status": 503, "headers": headers})
+    await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -51,8 +51,8 @@ def _problem() -> dict[str, Any]:
     return {MEDIA_TYPE: {"schema": {"$ref": _REF.format(name=ProblemDetails.__name__)}}}
 
 
-def describe(app: FastAPI, kinds: tuple[type[msgspec.Struct], ...]) -> None:
-    """Let /openapi.json hold the shapes of `kinds` beside those that the framework knows."""
+def describe(app: FastAPI, kinds: tuple[type[msgspec.Struct], ...], paths: dict[str, Any]) -> None:
+    """Let /openapi.json hold the shapes of `kinds`, and `paths`, beside those that the framework knows."""
     plain = app.openapi
 
     def whole() -> dict[str, Any]:
@@ -61,6 +61,7 @@ def describe(app: FastAPI, kinds: tuple[type[msgspec.Struct], ...]) -> None:
             _, shapes = msgspec.json.schema_components((*kinds, ProblemDetails), ref_template=_REF)
             schemas = made.setdefault("components", {}).setdefault("schemas", {})
             schemas.update({name: shape for name, shape in shapes.items() if name not in schemas})
+            made["paths"].update(paths)
             made["components"]["securitySchemes"] = _ACCESS
             made["security"] = [{"token": []}, {"session": []}, {}]
         assert app.openapi_schema is not None

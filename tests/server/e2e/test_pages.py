@@ -15,6 +15,7 @@ import pytest
 
 from tests.server.asking import Asked
 from tests.server.known import BUSY, PLAIN
+from tests.server.posts import make_entry, make_report
 from tests.server.rig import serving
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "openapi.json"
@@ -122,6 +123,28 @@ def test_every_question_is_described_with_its_refusal(asked: Asked) -> None:
             if not one.get("summary") or not one.get("description"):
                 wrong.append(f"{method} {path} does not say what it is for")
     assert wrong == []
+
+
+def test_the_agents_requests_are_described_with_what_they_are_answered(asked: Asked) -> None:
+    found = described(asked)
+    for path, body, answer in (
+        ("/api/metrics", "ReportBody", "Taken"),
+        ("/api/metrics/batch", "BatchBody", "BatchAnswer"),
+        ("/api/samples", "LiveIn", "Greeting"),
+    ):
+        post, options = found["paths"][path]["post"], found["paths"][path]["options"]
+        assert post["requestBody"]["content"]["application/json"]["schema"]["$ref"].endswith(f"/{body}")
+        told = post["responses"]["200"]["content"]["application/json"]["schema"]["$ref"]
+        assert told.endswith(f"/{answer}")
+        assert {"401", "403", "408", "413", "415", "422", "503", "507"} <= set(post["responses"])
+        assert "200" in options["responses"]
+        greeting = asked.server.ask("OPTIONS", path).json
+        assert set(found["components"]["schemas"]["Greeting"]["properties"]) == set(greeting)
+        assert set(found["components"]["schemas"]["Accepts"]["properties"]) == set(greeting["accepts"])
+    # What a report says of a GPU is the whole catalogue, and what an agent writes fits it.
+    entry = found["components"]["schemas"]["ReportedGpu"]["properties"]
+    assert set(make_entry()) <= set(entry)
+    assert set(make_report()) == set(found["components"]["schemas"]["ReportBody"]["properties"])
 
 
 def test_answers_are_of_the_shape_that_is_described(asked: Asked) -> None:

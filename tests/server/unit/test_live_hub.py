@@ -8,14 +8,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from sqlalchemy import delete
+from sqlalchemy import delete, update
 
 from gpu_monitor.server.live.hub import Hub, Pace, Viewer
 from gpu_monitor.server.live.messages import Ask, Wanted
 from gpu_monitor.server.live.newest import Newest
 from gpu_monitor.server.live.watch import WatchList
 from gpu_monitor.server.store.engine import Store
-from gpu_monitor.server.store.schema import changes
+from gpu_monitor.server.store.schema import changes, facts
 from tests.fakes.clock import FakeClock
 from tests.server.fleet import NOW, add_contract, add_node, record_change, set_latest
 
@@ -303,5 +303,23 @@ def test_a_viewer_that_takes_nothing_is_let_go(store: Store) -> None:
             viewer.let_go, viewer.sending_since = gone.set, asyncio.get_running_loop().time()
             while not gone.is_set():
                 assert (await following(reader))["reset"] is False
+
+    scenario(play)
+
+
+def test_a_mig_instance_counts_with_the_gpu_it_is_part_of(store: Store) -> None:
+    agent = add_node(store, add_contract(store, "12345"), "node-a", 2)
+    with store.write() as connection:
+        body = '{"uid":"node-a-gpu1","parent_uid":"node-a-gpu0","memory_total":85899345920,"index":1}'
+        connection.execute(update(facts).where(facts.c.body.contains("node-a-gpu1")).values(body=body))
+    record_change(store, agent)
+
+    async def play() -> None:
+        async with running(store) as hub:
+            _, message = await first(hub, ALL)
+            assert len(message["gpus"]) == 2
+            fleet = message["fleet"]
+            assert (fleet["gpus"], fleet["gpus_now"], fleet["power_usage"]) == (1, 1, 350.25)
+            assert fleet["memory_total"] == 85899345920
 
     scenario(play)
