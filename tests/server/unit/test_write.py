@@ -9,16 +9,20 @@ from typing import Any
 import pytest
 from sqlalchemy import Table, func, select
 
+from gpu_monitor.core.errors import StorageError
 from gpu_monitor.server.auth.principal import Principal
 from gpu_monitor.server.auth.tokens import Grant, TokenBook, create_token
-from gpu_monitor.server.store import schema
+from gpu_monitor.server.store import roster, schema
 from gpu_monitor.server.store.check import check
 from gpu_monitor.server.store.engine import Store
 from gpu_monitor.server.store.judge import Refusal
 from gpu_monitor.server.store.retention import prune
+from gpu_monitor.server.store.rows import rows_of
 from gpu_monitor.server.store.shape import Shaper
 from gpu_monitor.server.store.write import Answer, GroupRecorder, Submission, Written
+from gpu_monitor.server.store.write_live import LiveBatch, shape_live
 from gpu_monitor.wire.intake import read_report
+from gpu_monitor.wire.live_intake import read_live
 from tests.fakes.clock import FakeClock
 from tests.server.posts import CONTRACT, HOUR, NODE, OTHER, encode, iso, make_entry, make_report
 
@@ -435,3 +439,56 @@ def test_an_early_report_waits_whole_and_is_known_again(desk: Desk) -> None:
     due = float((HOUR + 51) * 3600 - 600)
     assert desk.rows(schema.quarantine, "kind", "hour", "due") == [("early", HOUR + 50, due)]
     assert [bytes(row[0]) for row in desk.rows(schema.quarantine, "raw")] == [encode(early)]
+
+
+# --- more GPUs than a node can have --------------------------------------------------------------------------
+
+
+def test_gpus_that_a_node_has_no_room_for_are_set_aside(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(roster, "NODE_GPUS", 3)
+    answers = desk.take(make_report(gpus=2), make_report(hour=HOUR + 1, gpus=5), make_report(OTHER, gpus=3))
+    assert outcomes(answers) == ["stored"] * 3
+    second = answers[1]
+    assert isinstance(second, Answer)
+    assert [(one.uid, one.field) for one in second.quarantined] == [("GPU-4", "uid"), ("GPU-5", "uid")]
+    assert desk.rows(schema.receipts, "hour", "rows", "quarantined") == [
+        (HOUR, 2, 0), (HOUR, 3, 0), (HOUR + 1, 3, 2),
+    ]  # fmt: skip
+    assert len(desk.rows(schema.gpus, "uid")) == 6
+    # Those it has go on; a report of nothing but others is refused, also by another process that read the node.
+    desk.recorder = GroupRecorder()
+    unknown = [make_entry(number) for number in (7, 8)]
+    again = desk.take(make_report(hour=HOUR + 2, gpus=3), make_report(hour=HOUR + 3, gpus=unknown))
+    assert outcomes(again) == ["stored", 422]
+    assert len(desk.rows(schema.gpus, "uid")) == 6
+
+
+def live_of(*uids: str) -> LiveBatch:
+    message = {
+        "schema": 1, "sent": iso(NOW), "node": {"id": NODE}, "contract_number": CONTRACT,
+        "collection_interval_seconds": 60, "gpus": [{"uid": uid, "source": "nvml", "status": "ok"} for uid in uids],
+        "samples": [], "readings": [],
+    }  # fmt: skip
+    return shape_live(Shaper(), read_live(encode(message)), LOCAL, NOW)
+
+
+def test_live_messages_do_not_add_gpus_without_end(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(roster, "NODE_GPUS", 3)
+    with desk.store.write() as connection:
+        desk.store.lock_sequence(connection)
+        written = desk.recorder.write_group(
+            connection, [], NOW, [live_of("A", "B"), live_of("C", "D"), live_of("A", "C"), live_of("D")]
+        )
+    desk.recorder.keep()
+    assert [one.status if one else None for one in written.live] == [None, 422, None, 422]
+    assert [row[0] for row in desk.rows(schema.gpus, "uid")] == ["A", "B", "C"]
+
+
+def test_a_number_that_its_column_does_not_hold_is_refused(desk: Desk) -> None:
+    """SQLite's columns hold any; the binary COPY would keep the lower 16 bits."""
+    columns = ("agent", "hour", "contract", "period_seconds", "revision")
+    row = (1, HOUR, 1, 3600, 2**31)
+    if desk.store.dialect == "sqlite":
+        pytest.skip("SQLite's integers have 64 bits")
+    with pytest.raises(StorageError, match="receipts.revision"), desk.store.write() as connection:
+        rows_of(connection).insert(schema.receipts, columns, [row])

@@ -57,6 +57,11 @@ class Judged(msgspec.Struct, frozen=True):
     conclusion: Conclusion
     receipt: Receipt | None = None
 
+    @property
+    def is_held(self) -> bool:
+        """Whether the report's rows are to be written."""
+        return self.conclusion in (Conclusion.NEW, Conclusion.REPLACES)
+
 
 def too_old(intake: Intake, now: float) -> Refusal | None:
     """Why a report is refused whose period begins before anything is kept; None where it does not.

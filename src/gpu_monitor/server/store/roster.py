@@ -42,6 +42,9 @@ _GPU_UPDATE = (
 )
 _CONTRACTS = 10_000
 """Kept in memory."""
+NODE_GPUS = 8192
+"""That a node may ever have: twice those of the largest report, for what is exchanged. Far below the 32,767 up to
+which their numbers are stored."""
 
 
 @dataclass(slots=True)
@@ -82,6 +85,8 @@ class Node:
     skew_measured: float | None = None
     gpus: dict[tuple[str, str], Gpu] = field(default_factory=dict)
     has_gpus: bool = False
+    coming: set[tuple[str, str]] = field(default_factory=set)
+    """New ones for which room was found and that have no number yet."""
 
     def note(self, shaped: Shaped) -> None:
         """Take over what a report that is held says of the node: the newest period describes it."""
@@ -182,6 +187,18 @@ def load_gpus(rows: Rows, wanted: Iterable[Node]) -> None:
         node.has_gpus = True
 
 
+def find_room(node: Node, wanted: Iterable[tuple[str, str]]) -> set[tuple[str, str]]:
+    """Keep room for the new ones among these GPUs (uid, source); those of them that the node has no room for.
+
+    The node's GPUs must have been loaded.
+    """
+    fresh = {key: None for key in wanted if key not in node.gpus and key not in node.coming}
+    left = NODE_GPUS - len(node.gpus) - len(node.coming)
+    keys = list(fresh)
+    node.coming.update(keys[:left] if left > 0 else ())
+    return set(keys[max(left, 0) :])
+
+
 def place_gpu(node: Node, row: GpuRow, hour: int, identity: int) -> Gpu:
     """The GPU of a report's row, with a new ordinal where it was never seen; the newest period describes it."""
     return place_gpu_of(node, row.uid, row.source, row.name, hour, identity)
@@ -193,6 +210,7 @@ def place_gpu_of(node: Node, uid: str, source: str, name: str | None, hour: int,
     if found is None:
         found = Gpu(len(node.gpus), uid, source, name, identity, hour, hour, is_changed=True)
         node.gpus[uid, source] = found
+        node.coming.discard((uid, source))
         return found
     if hour < found.first_hour:
         found.first_hour, found.is_changed = hour, True

@@ -6,6 +6,7 @@ Nothing here knows the database's numbers of nodes, GPUs and facts: the writer p
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from operator import itemgetter
 from typing import Any, TypeVar, cast
 
@@ -158,10 +159,6 @@ class Shaper:
         gaps = _rows(intake.gaps, "gaps", _gap)
         events = _rows(intake.events, "events", _event)
         processes = _rows(intake.processes, "processes", _process)
-        parts: list[Any] = [
-            (row.uid, row.source, row.identity.digest, row.states.digest, row.extra, row.values)
-            for row in gpus
-        ]
         return Shaped(
             intake=intake,
             gpus=gpus,
@@ -171,7 +168,7 @@ class Shaper:
             events=events,
             processes=processes,
             simulated=intake.node.simulated or any(row.source in MADE_UP for row in gpus),
-            row_digest=row_digest(intake.node.id, intake.hour, parts, host, gaps, events, processes),
+            row_digest=_digest(intake, gpus, host, gaps, events, processes),
         )
 
     def _gpu(self, values: Row, extra: str | None) -> GpuRow:
@@ -203,6 +200,27 @@ class Shaper:
             found = make_fact({"states": states, "reasons": _read_reasons(given[0])})
             _remember(self._states, given, found)
         return found
+
+
+def _digest(
+    intake: Intake, gpus: Sequence[GpuRow], host: Any, gaps: Any, events: Any, processes: Any
+) -> bytes:
+    parts: list[Any] = [
+        (row.uid, row.source, row.identity.digest, row.states.digest, row.extra, row.values) for row in gpus
+    ]
+    return row_digest(intake.node.id, intake.hour, parts, host, gaps, events, processes)
+
+
+def without(shaped: Shaped, keys: AbstractSet[tuple[str, str]], reason: str) -> Shaped:
+    """The report with these GPUs (uid, source) among what is wrong instead of among its rows."""
+    kept = [row for row in shaped.gpus if (row.uid, row.source) not in keys]
+    aside = [
+        WrongEntry(text_of(entry.uid), "uid", reason, msgspec.json.encode(entry))
+        for entry in shaped.intake.entries
+        if (entry.uid, entry.source) in keys
+    ]
+    digest = _digest(shaped.intake, kept, shaped.host, shaped.gaps, shaped.events, shaped.processes)
+    return msgspec.structs.replace(shaped, gpus=kept, wrong=[*shaped.wrong, *aside], row_digest=digest)
 
 
 def _remember(held: dict[Row, _T], key: Row, found: _T) -> None:

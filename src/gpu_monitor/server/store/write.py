@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -21,20 +21,25 @@ from gpu_monitor.server.store.replace import (
     take_off,
 )
 from gpu_monitor.server.store.roster import (
+    NODE_GPUS,
     Contracts,
     Node,
+    find_room,
     insert_nodes,
+    load_gpus,
     load_nodes,
     refusal,
     store_nodes,
 )
 from gpu_monitor.server.store.rows import Rows, rows_of
 from gpu_monitor.server.store.schema import changes, quarantine
-from gpu_monitor.server.store.shape import Shaped
+from gpu_monitor.server.store.shape import Shaped, without
 from gpu_monitor.server.store.write_live import LiveBatch, put_live
 
 _NODES_KEPT = 4096
 """Nodes kept in memory with their GPUs, some 3 KB each with eight."""
+_NO_ROOM = f"this node had {NODE_GPUS} GPUs already, and no more of a node are kept"
+_TOO_MANY = Refusal(422, "Too many GPUs", "gpus", _NO_ROOM)
 _CHANGE = ("seq", "time", "kind", "agent", "hour")
 _NEWEST = f"SELECT max(seq) FROM {changes.name}"
 
@@ -194,7 +199,9 @@ class _Group:
         given: dict[int, str] = {}
         ready = self._admit(places, given)
         batch = Batch()
-        for place, judged in self._judge(ready):
+        found = self._judge(ready)
+        self._load_gpus(place for place, judged in found if isinstance(judged, Judged) and judged.is_held)
+        for place, judged in found:
             one = self.group[place]
             token = given.get(place)
             if isinstance(judged, Refusal):
@@ -239,11 +246,28 @@ class _Group:
             self.changed[uuid] = known
         insert_nodes(self.rows, list(fresh.values()))
         self.nodes.update(fresh)
+        load_gpus(
+            self.rows, {b.node.id: n for b in taken if not (n := self.nodes[b.node.id]).has_gpus}.values()
+        )
+        full = {id(batch) for batch in taken if self._is_full(batch)}
+        answers = [
+            _TOO_MANY if refused is None and id(batch) in full else refused
+            for batch, refused in zip(batches, answers, strict=True)
+        ]
+        taken = [batch for batch in taken if id(batch) not in full]
         touched = put_live(self.rows, [(self.nodes[batch.node.id], batch) for batch in taken], self.facts)
         for batch, ordinals in zip(taken, touched, strict=True):
             hour = int(batch.received) // 3600
             self.touched.append(Touched("samples", self.nodes[batch.node.id].agent, hour, ordinals))
         return answers
+
+    def _is_full(self, batch: LiveBatch) -> bool:
+        """Whether the node has no room for a GPU of the message."""
+        node, wanted = self.nodes[batch.node.id], {(gpu.uid, gpu.source) for gpu in batch.gpus}
+        is_full = bool(find_room(node, wanted))
+        if is_full:
+            node.coming -= wanted
+        return is_full
 
     def finish(self, live: list[Refusal | None]) -> Written:
         """Write what is left once every report has its answer."""
@@ -315,6 +339,13 @@ class _Group:
         self._note(one, node, is_held=False)
         return True
 
+    def _load_gpus(self, places: Iterable[int]) -> None:
+        nodes = {one.agent: one for place in places if not (one := self._node_of(place)).has_gpus}
+        load_gpus(self.rows, nodes.values())
+
+    def _node_of(self, place: int) -> Node:
+        return self.nodes[self.group[place].shaped.intake.node.id]
+
     # --- what it is ---------------------------------------------------------------------------------------
 
     def _judge(self, places: Sequence[int]) -> list[tuple[int, Judged | Refusal]]:
@@ -353,7 +384,14 @@ class _Group:
         """Answer, and put what is to be written into the batch."""
         shaped, receipt = one.shaped, judged.receipt
         revision = shaped.intake.revision
-        is_held = judged.conclusion in (Conclusion.NEW, Conclusion.REPLACES)
+        is_held = judged.is_held
+        if is_held:
+            lacking = find_room(node, [(gpu.uid, gpu.source) for gpu in shaped.gpus])
+            if lacking:
+                shaped = without(shaped, lacking, _NO_ROOM)
+            if lacking and not shaped.gpus:
+                self.answers[place] = _TOO_MANY
+                return
         self._note(one, node, is_held=is_held)
         if not is_held:
             assert receipt is not None

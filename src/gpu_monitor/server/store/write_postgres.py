@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -19,6 +20,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import DBAPIError, OperationalError
 
+from gpu_monitor.core.errors import StorageError
+
 Row = Sequence[Any]
 # The first that fits: SmallInteger and BigInteger are Integers too.
 _TYPES = (
@@ -30,6 +33,8 @@ _TYPES = (
     (LargeBinary, "bytea"),
     (Text, "text"),
 )
+_ARRAYS = {"int2": "h", "int4": "i"}
+"""Arrays of the same width check a number's range while they are filled: 20 ns each."""
 _RECEIPTS = """SELECT r.agent, r.hour, r.contract, r.period_seconds, r.revision, r.body_digest, r.quarantined, r.simulated
     FROM unnest(%s::int[], %s::int[], %s::int[]) AS w(agent, low, high)
     JOIN receipts r ON r.agent = w.agent AND r.hour BETWEEN w.low AND w.high"""
@@ -73,6 +78,7 @@ class PostgresRows:
     def _copy(self, table: Table, into: str, columns: Sequence[str], rows: Sequence[Row]) -> None:
         names = ", ".join(f'"{name}"' for name in columns)
         types = [_type_of(table, name) for name in columns]
+        _check_ranges(into, columns, types, rows)
         driver: Any = self._connection.connection.driver_connection
         with (
             _told(into),
@@ -115,6 +121,20 @@ class PostgresRows:
 def _type_of(table: Table, name: str) -> str:
     kind = table.c[name].type
     return next(word for known, word in _TYPES if isinstance(kind, known))
+
+
+def _check_ranges(into: str, columns: Sequence[str], types: Sequence[str], rows: Sequence[Row]) -> None:
+    """StorageError for a number that its column does not hold: the driver would cut it without a word."""
+    for name, kind, values in zip(columns, types, zip(*rows, strict=True), strict=True):
+        code = _ARRAYS.get(kind)
+        if code is not None:
+            try:
+                array(code, filter(None, values))
+            except (OverflowError, TypeError) as error:
+                raise StorageError(
+                    f"{into}.{name} is to hold a number that is none of its kind ({kind}): {error}",
+                    "Nothing of this group was written. This is a fault of the server: report it.",
+                ) from error
 
 
 @contextlib.contextmanager
