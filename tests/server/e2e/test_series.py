@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-import pytest
+import time
+from pathlib import Path
+from urllib.parse import urlencode
 
+import pytest
+from sqlalchemy import insert
+
+from gpu_monitor.server.store.engine import Store
+from gpu_monitor.server.store.schema import samples
 from tests.server.asking import Asked
-from tests.server.known import BUSY, LAZY, LONG, PLAIN, PRETENDED, A, B, Row, rows
+from tests.server.known import BUSY, LAZY, LONG, PLAIN, PRETENDED, A, B, Row, make_known, rows
+from tests.server.rig import serving
 
 UTILISATION = {row.hour: row for row in rows() if row.uid == BUSY}
 
@@ -155,3 +163,65 @@ def test_csv_has_a_row_a_step(asked: Asked) -> None:
         ("energy", "216000"), ("energy", "216000"), ("energy", "108000"), ("energy", "216000"),
     ]  # fmt: skip
     assert [row["coverage"] for row in found[:4]] == ["1.0", "1.0", "0.5", "1.0"]
+
+
+@pytest.mark.parametrize("of", [{"gpu": BUSY}, {"node": A}, {"model": "NVIDIA H100"}, {}])
+def test_minutes_are_chosen_only_where_they_hide_no_hour(
+    store: Store, database: str, tmp_path: Path, of: dict[str, str]
+) -> None:
+    known = make_known(store, float(int(time.time())))
+    agent, ordinal = known.places[BUSY]
+    begun = int(known.at(3))
+    store.make_room(set(), [begun], now=known.now)
+    with store.write() as connection:
+        one = {"agent": agent, "gpu": ordinal, "seconds": 600, "power_usage": 10_000}
+        connection.execute(insert(samples), [{**one, "time": begun + 60 * minute} for minute in range(60)])
+    with serving(tmp_path, database=database) as server:
+
+        def ask(since: float, until: float) -> tuple[str, int, object]:
+            asked = {
+                "metric": "power_usage",
+                "from": str(int(known.at(since))),
+                "to": str(int(known.at(until))),
+            }
+            found = server.ask("GET", f"/api/series?{urlencode({**asked, **of})}").json
+            return found["source"], len(found["items"][0]["time"]), found["available"]["minutes_from"]
+
+        # A day of which minutes hold the last hour alone, that hour, and two hours of which the first has none.
+        assert ask(-10, 4)[0] == "hours"
+        source, count, minutes_from = ask(3, 4)
+        assert (source, count) == ("minutes", 60)
+        assert minutes_from == time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime(begun))
+        assert ask(2, 4)[0] == "hours"
+        # Of hours before the first report nothing is hidden.
+        assert ask(3, 6)[0] == "minutes"
+
+
+def test_no_step_begins_before_what_was_asked_for(asked: Asked) -> None:
+    end = int(asked.known.now)
+    found = asked.get(
+        "/api/series",
+        metric="power_usage",
+        gpu=BUSY,
+        max_points=3,
+        **{"from": str(end - 600), "to": str(end)},
+    )
+    assert found["thinned"]
+    assert found["since"] <= found["items"][0]["time"][0]
+
+
+@pytest.mark.parametrize(
+    ("query", "words"),
+    [
+        ({"metric": "power_usage"}, ("mean over the step, mean per GPU", "steps")),
+        ({"metric": "power_usage", "agg": "sum"}, ("mean over the step, sum of all GPUs", "steps")),
+        ({"metric": "energy", "agg": "sum"}, ("total of the step, sum of all GPUs", "steps")),
+        ({"metric": "energy", "gpu": BUSY}, ("total of the step", "readings")),
+        ({"metric": "temperature", "agg": "max"}, ("greatest reading of any GPU", "readings")),
+    ],
+)
+def test_a_series_says_what_its_values_are(
+    asked: Asked, query: dict[str, str], words: tuple[str, str]
+) -> None:
+    found = asked.get("/api/series", since=0, to=4, **query)["items"][0]
+    assert (found["value_is"], found["extremes_of"]) == words

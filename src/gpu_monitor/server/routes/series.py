@@ -26,6 +26,7 @@ from gpu_monitor.server.parameters import (
     refuse_unknown,
     span,
 )
+from gpu_monitor.server.store.reach import Available, available, minutes_suffice
 from gpu_monitor.server.store.series import (
     HOST_PREFIX,
     KNOWN,
@@ -40,7 +41,7 @@ from gpu_monitor.server.store.series import (
     step_for,
 )
 from gpu_monitor.server.store.span import DAY, HOUR, Span
-from gpu_monitor.server.store.targets import Target, TargetKind, find_target, has_samples, with_instances
+from gpu_monitor.server.store.targets import Target, TargetKind, find_target, with_instances
 from gpu_monitor.server.store.values import stamp
 
 router = APIRouter(prefix="/api/series", tags=["history"], dependencies=[Depends(refuse_unknown)])
@@ -58,6 +59,8 @@ _LIVE_KEPT = 8 * DAY
 class SeriesAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """Series of one target. `source` says what they are made from, `step_seconds` how long a step is.
 
+    `available` says since when there is anything of each source, of whatever was asked.
+
     `thinned`: steps join several times; their least and greatest reading are in `min` and `max`. `extremes` says
     what those are of: `readings` of single GPUs, or whole `steps` (means or sums of all GPUs at one time).
     """
@@ -68,6 +71,7 @@ class SeriesAnswer(msgspec.Struct, frozen=True, kw_only=True):
     until: str
     agg: Agg
     source: Source
+    available: Available
     step_seconds: int
     thinned: bool
     extremes: str
@@ -106,7 +110,11 @@ def series_of(
         ),
     ] = "mean",
     source: Annotated[
-        Source | None, Query(description="live minutes or hours; chosen by the span where not said")
+        Source | None,
+        Query(
+            description="live minutes or hours; where not said, minutes of up to 26 h of which they miss no hour"
+            " that was reported, else hours"
+        ),
     ] = None,
     include: Include = None,
     format: Format = None,
@@ -134,6 +142,7 @@ def series_of(
             named_instances = with_instances(connection, target)
             questions = [replace(question, target=named_instances) for question in questions]
         found = [series(connection, question) for question in questions]
+        since_when = available(connection, target)
     whole = SeriesAnswer(
         of=kind,
         name=named,
@@ -141,6 +150,7 @@ def series_of(
         until=stamp(asked.until) or "",
         agg=agg,
         source=chosen,
+        available=since_when,
         step_seconds=step,
         thinned=any(one.thinned for one in found),
         extremes="steps" if agg == "sum" or any(one.is_summed_up for one in questions) else "readings",
@@ -188,14 +198,16 @@ def _check_fit(name: str, target: Target, source: Source, agg: Agg) -> None:
 def _source(
     connection: Connection, target: Target, asked: Span, names: list[str], wanted: Source | None
 ) -> Source:
-    """Live minutes for short spans of which there are some; else hours."""
+    """Live minutes for short spans of which they hide nothing that hours hold; else hours."""
     if wanted is not None:
         if wanted == "minutes" and asked.seconds > _LIVE_KEPT:
             raise invalid("source", "live minutes are kept for 7 days; ask for a shorter span, or for hours")
         return wanted
-    is_small = target.gpus + target.simulated_gpus <= _SMALL or asked.seconds <= 3 * HOUR
-    fits = asked.seconds <= _MINUTES_UP_TO and is_small and all(name in LIVE for name in names)
-    return "minutes" if fits and has_samples(connection, target, asked.since, asked.until) else "hours"
+    is_small = target.gpus + target.simulated_gpus <= _SMALL
+    fits = asked.seconds <= (_MINUTES_UP_TO if is_small else 3 * HOUR)
+    if not fits or not all(name in LIVE for name in names):
+        return "hours"
+    return "minutes" if minutes_suffice(connection, target, asked, is_small=is_small) else "hours"
 
 
 def _base(target: Target, source: Source) -> int:

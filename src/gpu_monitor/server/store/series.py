@@ -72,16 +72,19 @@ _MULTIPLES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 24, 30, 48, 60, 72, 96, 120, 
 
 
 class Series(msgspec.Struct, frozen=True, kw_only=True):
-    """One metric, column by column; all columns are equally long. `time` is the start of the step.
+    """One metric, column by column; all columns are equally long. `time` is the start of the step, not before `since`.
 
-    `value` is what `agg` makes of the step, null where nothing is known; `min` and `max` what it ranged
-    over; `gpus` how many gave a value at once; `coverage` which part of the time was recorded of the GPUs that
-    gave anything (null for live minutes, which promise nothing). A sum of powers or the like is what was
-    recorded, spread over the whole step: with half of the time missing it is half as much.
+    `value_is` says in words what `value` is, and `extremes_of` what `min` and `max` are of: `readings` of single
+    GPUs, or whole `steps` (means or sums of all GPUs at one time). `value` is what `agg` makes of the step, null
+    where nothing is known; `min` and `max` what it ranged over; `gpus` how many gave a value at once; `coverage`
+    which part of the time was recorded of the GPUs that gave anything (null for live minutes, which promise nothing).
+    A sum of powers or the like is what was recorded, spread over the whole step: with half of the time missing it is half as much.
     """
 
     metric: str
     unit: str
+    value_is: str
+    extremes_of: Literal["readings", "steps"]
     time: tuple[str, ...]
     value: tuple[float | int | list[str] | None, ...]
     min: tuple[float | int | None, ...]
@@ -150,6 +153,23 @@ class Question:
         if self.source == "hours":
             return self.target.period
         return 1 if self.is_one_row else self.target.interval
+
+    @property
+    def extremes_of(self) -> Literal["readings", "steps"]:
+        """What the least and greatest are of."""
+        return "steps" if self.agg == "sum" or self.is_summed_up else "readings"
+
+    @property
+    def value_is(self) -> str:
+        """What a value is, in words."""
+        if self.metric.kind is Kind.FLAGS:
+            return "names that held at any time of the step"
+        if self.agg in ("min", "max"):
+            return f"{'least' if self.agg == 'min' else 'greatest'} reading of any GPU"
+        over = "total of the step" if self.is_total else "mean over the step"
+        if self.is_one_row:
+            return over
+        return f"{over}, {'sum of all GPUs' if self.agg == 'sum' else 'mean per GPU'}"
 
     @property
     def is_summed_up(self) -> bool:
@@ -389,6 +409,7 @@ class _Shaper:
         """The series of these steps."""
         question, step = self._question, self._question.step
         is_live = question.source == "minutes"
+        begin = int(-(-question.span.since // 1))  # a step is cut off where the span begins
         hole = max(step, question.target.spacing) if is_live else step
         is_flags = self._metric.kind is Kind.FLAGS
         found: list[tuple[Any, ...]] = []
@@ -410,12 +431,13 @@ class _Shaper:
             coverage = (
                 None if is_live or not possible else min(1.0, round(float(seconds) / float(possible), 4))
             )
-            found.append((_time(start), shown, least, greatest, round(gpu_count), coverage))
+            found.append((_time(max(start, begin)), shown, least, greatest, round(gpu_count), coverage))
             before = start
         columns: Any = list(zip(*found, strict=True)) or [()] * 6
         return Series(
-            metric=question.name, unit=self._metric.unit, time=columns[0], value=columns[1], min=columns[2],
-            max=columns[3], gpus=columns[4], coverage=columns[5], thinned=thinned,
+            metric=question.name, unit=self._metric.unit, value_is=question.value_is,
+            extremes_of=question.extremes_of, time=columns[0], value=columns[1], min=columns[2], max=columns[3],
+            gpus=columns[4], coverage=columns[5], thinned=thinned,
         )  # fmt: skip
 
     def _shown(self, value: float | None) -> float | int | None:

@@ -12,7 +12,7 @@ from gpu_monitor.server.auth.principal import Principal
 from gpu_monitor.server.auth.visible import contract_filter
 from gpu_monitor.server.store.gpus import Place, places_of
 from gpu_monitor.server.store.nodes import find_agents
-from gpu_monitor.server.store.schema import contracts, facts, gpus, nodes, samples
+from gpu_monitor.server.store.schema import contracts, facts, gpus, nodes
 from gpu_monitor.server.store.values import identity_of
 
 TargetKind = Literal["gpu", "node", "contract", "model", "fleet"]
@@ -76,19 +76,6 @@ def find_target(connection: Connection, who: Principal, kind: TargetKind, name: 
         conditions.append(gpus.c.name == name)
     described = _described(connection, target, *conditions)
     return described if described.gpus or described.simulated_gpus or kind == "fleet" else None
-
-
-def has_samples(connection: Connection, target: Target, since: float, until: float) -> bool:
-    """Whether there is any live sample of the target in [since, until)."""
-    query = select(samples.c.time).where(samples.c.time >= since, samples.c.time < until)
-    narrowed = [query]
-    if target.places is not None:
-        narrowed = [
-            query.where(samples.c.agent == agent, samples.c.gpu == gpu) for agent, gpu in target.places
-        ]
-    elif target.agents is not None:
-        narrowed = [query.where(samples.c.agent == agent) for agent in target.agents]
-    return any(list(connection.execute(one.limit(1))) for one in narrowed)
 
 
 def _agents_of(connection: Connection, numbers: tuple[int, ...]) -> tuple[int, ...]:
