@@ -12,9 +12,10 @@ import msgspec
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.responses import Response
+from starlette.responses import HTMLResponse, Response
 
 from gpu_monitor.core.errors import StorageBusy, StorageError, StorageFull, StorageUnreachable
+from gpu_monitor.server.page import not_found_page
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_SECONDS = 5
@@ -73,8 +74,10 @@ async def _refused(_request: Request, error: Exception) -> Response:
     return problem_response(error)
 
 
-async def _framework(_request: Request, error: Exception) -> Response:
+async def _framework(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    if error.status_code == 404 and "text/html" in request.headers.get("accept", ""):
+        return HTMLResponse(not_found_page(request.url.path), 404, {"Vary": "Accept"})
     title = HTTPStatus(error.status_code).phrase
     detail = error.detail if error.detail != title else None
     return problem_response(Problem(error.status_code, title, detail, headers=error.headers))
@@ -88,21 +91,34 @@ async def _invalid(_request: Request, error: Exception) -> Response:
     return problem_response(Problem(422, "The request is not valid", detail, errors=wrong))
 
 
-async def _storage(request: Request, error: Exception) -> Response:
-    """What the database's trouble means for who asks: later (503), or no room (507)."""
-    assert isinstance(error, StorageError)
+def storage_problem(error: StorageError, method: str, path: str) -> Problem:
+    """What the database's trouble means for who asks: later (503), or no room (507); the log says what it is."""
     level = logging.WARNING if isinstance(error, StorageBusy) else logging.CRITICAL
-    _LOG.log(level, "%s %s: %s", request.method, request.url.path, error.message)
+    _LOG.log(level, "%s %s: %s", method, path, error.message)
     if isinstance(error, StorageFull):
-        return problem_response(
-            Problem(507, "No room", "The disk of the database is full; nothing was stored.")
-        )
+        return Problem(507, "No room", "The disk of the database is full; nothing was stored.")
     if isinstance(error, (StorageBusy, StorageUnreachable)):
         later = {"Retry-After": str(RETRY_SECONDS)}
-        return problem_response(Problem(503, "Not now", "The database cannot be used now.", headers=later))
-    return problem_response(
-        Problem(500, "Internal error", "The database refused; the log of the server says why.")
-    )
+        return Problem(503, "Not now", "The database cannot be used now.", headers=later)
+    return Problem(500, "Internal error", "The database refused; the log of the server says why.")
+
+
+def let_go(error: BaseException) -> None:
+    """Cut an error that has been dealt with from the frames it came through, and from what caused it.
+
+    Those frames hold the request's body, and a future among them the error: only looking for cycles, which is
+    seldom done here, would free it.
+    """
+    chain = [error]
+    while chain:
+        one = chain.pop()
+        chain += [other for other in (one.__cause__, one.__context__) if other is not None]
+        one.__traceback__ = one.__cause__ = one.__context__ = None
+
+
+async def _storage(request: Request, error: Exception) -> Response:
+    assert isinstance(error, StorageError)
+    return problem_response(storage_problem(error, request.method, request.url.path))
 
 
 async def _crash(request: Request, error: Exception) -> Response:

@@ -54,7 +54,7 @@ def read_many(shaper: Shaper, body: Body, sender: Sender) -> list[Submission | M
         try:
             found.append(_submission(shaper.shape(read_report(part)), part, sender))
         except Malformed as error:
-            found.append(error)
+            found.append(Malformed(error.field, error.reason))  # without the frames that hold this list
     return found
 
 

@@ -16,11 +16,12 @@ from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from gpu_monitor.core.errors import StorageError
 from gpu_monitor.server.auth.principal import Principal, check_scope
 from gpu_monitor.server.ingest.body import ENCODINGS, Body, invalid, open_body
 from gpu_monitor.server.ingest.reading import Sender, read_many, read_samples, read_single, sender_of
 from gpu_monitor.server.ingest.writer import Failed, Overloaded, Result, Work
-from gpu_monitor.server.problems import MEDIA_TYPE, Problem, problem_body
+from gpu_monitor.server.problems import MEDIA_TYPE, Problem, let_go, problem_body, storage_problem
 from gpu_monitor.server.state import ServerState
 from gpu_monitor.server.store.judge import Refusal
 from gpu_monitor.server.store.write import Answer, SetAside, Submission
@@ -35,6 +36,7 @@ _SCOPE = "report:write"
 _JSON = b"application/json"
 _T = TypeVar("_T")
 _Headers = list[tuple[bytes, bytes]]
+_NO_HEADERS: _Headers = []
 
 
 class Accepts(msgspec.Struct, frozen=True):
@@ -198,21 +200,20 @@ class IngestFront:
         if desk is None:
             await self._app(scope, receive, send)
             return
+        status, kind, headers = 200, _JSON, _NO_HEADERS
         try:
             if scope["method"] == "POST":
-                answer, headers = await self._take(desk, scope, receive), []
+                answer = await self._take(desk, scope, receive)
             elif scope["method"] == "OPTIONS":
                 answer, headers = _encode({"accepts": Accepts(None)}), [(b"allow", b"OPTIONS, POST")]
             else:
                 raise Problem(405, "Method Not Allowed", headers={"Allow": "OPTIONS, POST"})
-        except Problem as problem:
+        except (Problem, HTTPException, StorageError) as error:
+            problem = _problem_of(error, scope)
+            let_go(error)
             answer = problem_body(problem.status, problem.title, problem.detail, **problem.extra)
-            await _send(send, problem.status, MEDIA_TYPE.encode(), answer, _encoded(problem.headers))
-        except HTTPException as error:  # a body too large or too slow
-            answer = problem_body(error.status_code, error.detail)
-            await _send(send, error.status_code, MEDIA_TYPE.encode(), answer, _encoded(error.headers or {}))
-        else:
-            await _send(send, 200, _JSON, answer, headers)
+            status, kind, headers = problem.status, MEDIA_TYPE.encode(), _encoded(problem.headers)
+        await _send(send, status, kind, answer, headers)
 
     async def _take(
         self, desk: Callable[[Body, Sender], Awaitable[bytes]], scope: Scope, receive: Receive
@@ -241,6 +242,15 @@ class IngestFront:
 
 
 _encode = msgspec.json.Encoder().encode
+
+
+def _problem_of(error: Exception, scope: Scope) -> Problem:
+    if isinstance(error, HTTPException):  # a body too large or too slow
+        return Problem(error.status_code, error.detail, headers=error.headers)
+    if isinstance(error, StorageError):  # whose token this is could not be asked
+        return storage_problem(error, scope["method"], scope["path"])
+    assert isinstance(error, Problem)
+    return error
 
 
 def _encoded(headers: Any) -> _Headers:
