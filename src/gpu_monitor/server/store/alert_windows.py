@@ -8,7 +8,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
-from sqlalchemy import ColumnElement, Connection, Select, Table, bindparam, func, select, tuple_
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Connection,
+    Select,
+    Table,
+    bindparam,
+    cast,
+    func,
+    literal_column,
+    select,
+)
 
 from gpu_monitor.core.catalogue import BY_NAME, HOST_METRICS, Metric
 from gpu_monitor.core.xid import EVENT_KIND
@@ -33,6 +44,8 @@ LONGEST_PERIOD = 24
 """Hours: a period that reaches into an hour begins less than this before it."""
 _KEYS_AT_ONCE = 1000
 """GPUs in one question: SQLite takes 32,766 parameters, PostgreSQL 65,535."""
+_ORDINALS = 1 << 16
+"""More than the GPUs of a node: agent and ordinal make one number."""
 Key = tuple[int, int]
 """A GPU: agent, ordinal."""
 _HOST = {metric.name: metric for metric in HOST_METRICS}
@@ -134,20 +147,17 @@ def load_live(
     names = [name for name in metrics if name in _LIVE]
     if not names:
         return
-    query = (
-        select(
-            samples.c.agent,
-            samples.c.gpu,
-            samples.c.time,
-            samples.c.seconds,
-            *(samples.c[name] for name in names),
-        )
-        .where(samples.c.time >= int(since))
-        .order_by(samples.c.time)
-    )
+    query = select(
+        samples.c.agent,
+        samples.c.gpu,
+        samples.c.time,
+        samples.c.seconds,
+        *(samples.c[name] for name in names),
+    ).order_by(samples.c.time)
+    within = samples.c.time >= int(since)
     scales = [scale_of(BY_NAME[name]) for name in names]
     found: dict[Key, list[Reading]] = defaultdict(list)
-    for agent, gpu, time, seconds, *whole in _of_gpus(connection, query, samples, keys):
+    for agent, gpu, time, seconds, *whole in _of_gpus(connection, query, samples, within, keys):
         values = {}
         for name, scale, value in zip(names, scales, whole, strict=True):
             if value is not None:
@@ -178,20 +188,19 @@ def load_hours(
     """These GPUs' periods that begin in the hours from `first` to `last`; their receipts must be there."""
     wanted = [BY_NAME[name] for name in metrics if name in aggregates.c]
     basis = ("seconds", "coverage", "held_idle_seconds")
-    query = (
-        select(
-            aggregates.c.agent,
-            aggregates.c.gpu,
-            aggregates.c.hour,
-            *(aggregates.c[name] for name in basis),
-            *_columns(aggregates, wanted),
-        )
-        .where(aggregates.c.hour.between(first, last))
-        .order_by(aggregates.c.hour)
-    )
+    query = select(
+        aggregates.c.agent,
+        aggregates.c.gpu,
+        aggregates.c.hour,
+        *(aggregates.c[name] for name in basis),
+        *_columns(aggregates, wanted),
+    ).order_by(aggregates.c.hour)
+    within = aggregates.c.hour.between(first, last)
     shadows = _shadows(connection, keys, first, into)
     found: dict[Key, list[tuple[int, Reading]]] = defaultdict(list)
-    for agent, gpu, hour, seconds, coverage, held, *whole in _of_gpus(connection, query, aggregates, keys):
+    for agent, gpu, hour, seconds, coverage, held, *whole in _of_gpus(
+        connection, query, aggregates, within, keys
+    ):
         start = float(hour * HOUR)
         receipt = into.receipts.get((agent, hour))
         end = start + HOUR if receipt is None else receipt.end
@@ -275,22 +284,29 @@ def _shadows(
     """How many seconds of each hour live minutes tell of, by agent, GPU and hour."""
     hour = (samples.c.time - samples.c.time % HOUR) / HOUR
     until = max((receipt.end for receipt in into.receipts.values()), default=0.0)
-    query = (
-        select(samples.c.agent, samples.c.gpu, hour, func.sum(samples.c.seconds))
-        .where(samples.c.time >= first * HOUR, samples.c.time < int(until))
-        .group_by(samples.c.agent, samples.c.gpu, hour)
+    query = select(samples.c.agent, samples.c.gpu, hour, func.sum(samples.c.seconds)).group_by(
+        samples.c.agent, samples.c.gpu, hour
     )
-    found = _of_gpus(connection, query, samples, keys)
+    within = (samples.c.time >= first * HOUR) & (samples.c.time < int(until))
+    found = _of_gpus(connection, query, samples, within, keys)
     return {(agent, gpu, int(of)): total / 10 for agent, gpu, of, total in found}
 
 
 def _of_gpus(
-    connection: Connection, query: Select[Any], table: Table, keys: Sequence[Key]
+    connection: Connection, query: Select[Any], table: Table, within: ColumnElement[bool], keys: Sequence[Key]
 ) -> Iterator[Sequence[Any]]:
-    """The rows of a table that belong to these GPUs; the query's order holds for each of them."""
+    """The rows of a table `within` a time that belong to these GPUs; the query's order holds for each of them."""
+    # A left join, or SQLite would begin with the table: with all that the fleet has of this time, or with all
+    # that ever was of these nodes.
+    of_gpu = (table.c.agent == gpus.c.agent) & (table.c.gpu == gpus.c.ordinal) & within
+    wanted = query.outerjoin_from(gpus, table, of_gpu)
+    number = cast(gpus.c.agent, BigInteger) * literal_column(str(_ORDINALS)) + gpus.c.ordinal
     for start in range(0, len(keys), _KEYS_AT_ONCE):
         part = keys[start : start + _KEYS_AT_ONCE]
-        yield from connection.execute(query.where(tuple_(table.c.agent, table.c.gpu).in_(part))).all()
+        agents = sorted({agent for agent, _ in part})
+        numbers = [agent * _ORDINALS + gpu for agent, gpu in part]
+        found = connection.execute(wanted.where(gpus.c.agent.in_(agents), number.in_(numbers))).all()
+        yield from (row for row in found if row[0] is not None)
 
 
 def _columns(table: Table, wanted: Iterable[Metric]) -> list[ColumnElement[Any]]:
