@@ -15,7 +15,14 @@ from gpu_monitor.config.model import SECTIONS
 from gpu_monitor.core.catalogue import HOST_METRICS, METRICS
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ("README.md", "docs/cli.md", "docs/configuration.md", "docs/metrics.md", "config.example.json", ".env.example")
+PAGES = (
+    "README.md",
+    "docs/cli.md",
+    "docs/configuration.md",
+    "docs/metrics.md",
+    "config.example.json",
+    ".env.example",
+)
 
 
 def generate(*words: str) -> subprocess.CompletedProcess[str]:

@@ -163,8 +163,8 @@ class ServerProcess:
     ) -> None:
         """From the next request on: POSTs meet `steps` in order, then `then` for ever.
 
-        `encodings`, `batch` and `samples` are what `accepts` lists (all live samples are taken); a body over `max_bytes` gets 413; with
-        `token` anything but that bearer gets 401. `options` is how OPTIONS is met.
+        `encodings`, `batch` and `samples` are what `accepts` lists (all live samples are taken); a body over
+        `max_bytes` gets 413; with `token` anything but that bearer gets 401. `options` is how OPTIONS is met.
         """
         self._serial += 1
         told = {

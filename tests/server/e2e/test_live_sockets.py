@@ -140,7 +140,8 @@ def test_a_client_goes_on_after_the_server_was_killed(tmp_path: Path) -> None:
         with serving(tmp_path, "--port", str(server.port)) as again, live(again) as client:
             message = ask(client, cursor, **wanted)
             assert message["reset"] is False
-            assert [(gpu["uid"], gpu["temperature"]) for gpu in message["gpus"]] == [("node-a-gpu0", 77.7)]
+            # node-b may be among them too: that it is silent is an alert by now, which is a change.
+            assert ("node-a-gpu0", 77.7) in [(gpu["uid"], gpu["temperature"]) for gpu in message["gpus"]]
             assert ask(client, "of another database", **wanted)["reset"] is True
 
 
