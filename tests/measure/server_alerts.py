@@ -45,7 +45,7 @@ NOW = 1_710_943_200.0 + 120  # two minutes past the hour
 LAST = int(NOW) // HOUR - 1
 _MINUTES = 10
 _HELD = 0.1
-"""Share of GPUs that somebody holds and leaves idle: each of them has an alert."""
+"""Share of GPUs, in the second fleet of each size, that somebody holds and leaves idle: each of them has an alert."""
 _GIB = 1 << 30
 
 
@@ -61,6 +61,7 @@ class Fleet:
 
     store: Store
     count: int
+    share: float = _HELD
 
     def __post_init__(self) -> None:
         self.clock = FakeClock(NOW)
@@ -79,7 +80,7 @@ class Fleet:
         connection.execute(insert(facts).values(id=1, digest=b"f" * 16, body="{}"))
         agents = range(1, self.count + 1)
         pairs = [(agent, gpu) for agent in agents for gpu in range(GPUS)]
-        self.held = {pair for pair in pairs if self.draw.random() < _HELD}
+        self.held = {pair for pair in pairs if self.draw.random() < self.share}
         connection.execute(insert(nodes), [
             {"id": agent, "uuid": f"00000000-0000-4000-8000-{agent:012x}", "contract": 1, "hostname": f"host-{agent}",
              "simulated": False, "first_seen": NOW - 86400, "last_report": NOW - 60, "last_live": NOW - 5,
@@ -162,21 +163,24 @@ class Fleet:
 
 
 @contextlib.contextmanager
-def fleet_of(count: int, folder: Path) -> Iterator[Fleet]:
+def fleet_of(count: int, folder: Path, share: float = _HELD) -> Iterator[Fleet]:
     """A fleet in a database of its own."""
     store = open_store(f"sqlite:///{folder / 'server.db'}")
     try:
-        yield Fleet(store, count)
+        yield Fleet(store, count, share)
     finally:
         store.close()
 
 
-def measure(count: int) -> None:
+def measure(count: int, share: float) -> None:
     """Print the costs of a fleet."""
-    with tempfile.TemporaryDirectory() as folder, fleet_of(count, Path(folder)) as fleet:
+    with tempfile.TemporaryDirectory() as folder, fleet_of(count, Path(folder), share) as fleet:
 
         def say(what: str, spent: float) -> None:
-            print(f"{count} nodes, {what}: {spent / count:.3f} ms a node", flush=True)
+            print(
+                f"{count} nodes, {share:.0%} of GPUs held idle, {what}: {spent / count:.3f} ms a node",
+                flush=True,
+            )
 
         say("the first look at everything", fleet.turns())
         fleet.changed("report")
@@ -194,4 +198,5 @@ def measure(count: int) -> None:
 if __name__ == "__main__":
     logging.basicConfig(level=logging.WARNING)
     for text in sys.argv[1:] or ["500", "5000"]:
-        measure(int(text))
+        for share in (0.0, _HELD):
+            measure(int(text), share)

@@ -190,6 +190,7 @@ def _read(
     histories = Histories()
     by_agent = {agent: [gpu.key for gpu, _ in gpus] for agent, gpus in suspects.items()}
     names = {name for gpus in suspects.values() for _, entries in gpus for e in entries for name in e.metrics}
+    rules = {entry.rule.id for gpus in suspects.values() for _, entries in gpus for entry in entries}
     host_names = {name for entry in book.machine for name in entry.metrics}
     keys = [key for held in by_agent.values() for key in held]
     if keys:
@@ -200,8 +201,10 @@ def _read(
             connection, [key for agent in agents for key in by_agent[agent]], first, last, names, histories
         )
         load_hosts(connection, agents, first, last, host_names, histories)
-        load_holes(connection, agents, first, last, histories)
-        load_happenings(connection, agents, first, last, histories)
+        if not rules.isdisjoint(book.lost):
+            load_holes(connection, agents, first, last, histories)
+        if not rules.isdisjoint(book.xid):
+            load_happenings(connection, agents, first, last, histories)
     return histories
 
 
