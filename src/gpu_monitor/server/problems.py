@@ -12,9 +12,10 @@ import msgspec
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.responses import Response
+from starlette.responses import HTMLResponse, Response
 
 from gpu_monitor.core.errors import StorageBusy, StorageError, StorageFull, StorageUnreachable
+from gpu_monitor.server.page import not_found_page
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_SECONDS = 5
@@ -73,8 +74,10 @@ async def _refused(_request: Request, error: Exception) -> Response:
     return problem_response(error)
 
 
-async def _framework(_request: Request, error: Exception) -> Response:
+async def _framework(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    if error.status_code == 404 and "text/html" in request.headers.get("accept", ""):
+        return HTMLResponse(not_found_page(request.url.path), 404, {"Vary": "Accept"})
     title = HTTPStatus(error.status_code).phrase
     detail = error.detail if error.detail != title else None
     return problem_response(Problem(error.status_code, title, detail, headers=error.headers))

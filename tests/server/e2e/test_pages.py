@@ -7,13 +7,18 @@ import os
 import re
 import shutil
 import subprocess
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 
+from gpu_monitor.server.store.engine import Store
+from gpu_monitor.server.store.schema import latest, nodes
 from tests.server.asking import Asked
+from tests.server.fleet import add_contract, add_node
 from tests.server.known import BUSY, PLAIN
 from tests.server.posts import make_entry, make_report
 from tests.server.rig import serving
@@ -87,6 +92,44 @@ def test_the_first_page_says_how_many_report(asked: Asked) -> None:
     assert "<dd>1 of 3</dd>" in text
     assert "<dd>2 of 4</dd>" in text
     assert "1 simulated GPUs" in text
+
+
+def test_the_first_page_lists_nodes_gpus_and_their_week(asked: Asked) -> None:
+    text = asked.server.ask("GET", "/").body.decode()
+    assert '<td data-name="Node">node-c</td><td data-name="GPUs">1</td>' in text
+    assert text.count('<td data-name="Status">silent</td>') == 5  # node-b and node-c, and their three GPUs
+    assert '<td data-name="Utilisation">90.5 %</td>' in text
+    assert '<td data-name="Power">350.25 W</td><td data-name="Memory">20.0 of 80 GiB</td>' in text
+    assert "driver hung" in text
+    # Of node-a: four hours of one GPU, three and a half of the other, which idled throughout.
+    assert '<td data-name="GPU-hours">7.5 h</td><td data-name="Idle">3.5 h</td>' in text
+    assert '<td data-name="Energy">1.41 kWh</td>' in text  # 4 * 0.3 + 3.5 * 0.06
+    assert "<h2>Alerts" in text
+
+
+def test_where_all_is_simulated_it_is_shown_and_said_loudly(
+    store: Store, database: str, tmp_path: Path
+) -> None:
+    add_node(store, add_contract(store, "100"), "00000000-0000-4000-8000-0000000000ff", 2, simulated=True)
+    with store.write() as connection:
+        now = time.time()
+        connection.execute(update(nodes).values(last_live=now, last_report=now))
+        connection.execute(update(latest).values(time=now))
+    with serving(tmp_path, database=database) as server:
+        text = server.ask("GET", "/").body.decode()
+    assert "<strong>SIMULATED</strong> Every GPU here is simulated" in text
+    assert "<dd>1 of 1</dd>" in text
+    assert "<dd>2 of 2</dd>" in text
+    assert "<dd>0.7 kW</dd>" in text  # 2 * 350.25 W
+
+
+def test_a_browser_that_goes_astray_gets_a_page(asked: Asked) -> None:
+    answer = asked.server.ask("GET", "/no/such<b>", headers={"Accept": "text/html,*/*;q=0.8"})
+    assert (answer.status, answer.headers["content-type"]) == (404, "text/html; charset=utf-8")
+    assert b"<b>" not in answer.body
+    assert b'href="../assets/page.css"' in answer.body
+    plain = asked.server.ask("GET", "/no/such")
+    assert (plain.status, plain.headers["content-type"]) == (404, "application/problem+json")
 
 
 def test_the_first_page_of_an_empty_server_says_how_to_begin(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The plain first page: what runs here, how many nodes report, and where to go on."""
+"""The plain first page: what runs here, which nodes and GPUs report, what fires, and where to go on."""
 
 from __future__ import annotations
 
@@ -8,42 +8,37 @@ from fastapi import APIRouter, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import HTMLResponse
 
-from gpu_monitor import __version__
+from gpu_monitor.core.tally import figures
 from gpu_monitor.server.auth.principal import Principal, check_scope
+from gpu_monitor.server.page import cards, page, table, text_of
 from gpu_monitor.server.parameters import State
 from gpu_monitor.server.problems import Problem
 from gpu_monitor.server.state import ServerState
-from gpu_monitor.server.store.fleet import FleetTotals, fleet_now
+from gpu_monitor.server.store.alert_list import AlertFilter, AlertRow, list_alerts
+from gpu_monitor.server.store.fleet import FleetGpu, FleetTotals, fleet_now
 from gpu_monitor.server.store.gpus import GpuFilter
+from gpu_monitor.server.store.nodes import Node, NodeFilter, list_nodes
+from gpu_monitor.server.store.span import DAY, HOUR, Span
+from gpu_monitor.server.store.usage import By, Line, usage
 
 router = APIRouter(include_in_schema=False)
 
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>gpu_monitor</title>
-<link rel="stylesheet" href="assets/page.css">
-</head>
-<body>
-<header>
-<h1>gpu_monitor</h1>
-<p class="quiet">The flight recorder and the ledger of a GPU fleet: central server {version}</p>
-</header>
-<main>
-{body}
-<h2>Where to go on</h2>
+_ROWS = 100
+"""Rows of a table: more are for the API, or a spreadsheet."""
+_USAGE_OF = 1000
+"""GPUs whose week is added up for the page, in some tenths of a second; of more it takes seconds."""
+_WHERE = """<h2>Where to go on</h2>
 <ul>
 <li><a href="docs">docs</a>: the API, every question with its parameters, to try</li>
 <li><a href="api/fleet?format=csv">api/fleet?format=csv</a>: every GPU now, for a spreadsheet</li>
 <li><a href="metrics">metrics</a>: for Prometheus</li>
 <li><a href="readyz">readyz</a>: whether database, disk, writer and clock are well</li>
-</ul>
-</main>
-</body>
-</html>
-"""
+</ul>"""
+_EMPTY = (
+    "<p>No node has reported yet. On a machine with GPUs, set <code>server.url</code> in the agent's"
+    " <code>config.json</code> to this server's address followed by <code>/api/metrics</code>, give it a token"
+    " made here with <code>gpu_monitor token create</code>, and start <code>gpu_monitor</code>.</p>"
+)
 
 
 @router.get("/")
@@ -56,36 +51,146 @@ async def home(request: Request, state: State) -> HTMLResponse:
         body = "<p>Numbers are shown to those who are logged in, or show a token with the scope read.</p>"
     else:
         body = await run_in_threadpool(_numbers, state, who)
-    return HTMLResponse(_PAGE.format(version=escape(__version__), body=body))
+    return HTMLResponse(page("gpu_monitor", f"{body}\n{_WHERE}"))
 
 
 def _numbers(state: ServerState, who: Principal) -> str:
+    now = state.clock.now()
     with state.store.read() as connection:
-        found = fleet_now(connection, who, GpuFilter(), state.clock.now(), simulated=False)
-    if not found.totals.nodes and not found.excluded:
-        return (
-            "<p>No node has reported yet. On a machine with GPUs, set <code>server.url</code> in the agent's"
-            " <code>config.json</code> to this server's address followed by <code>/api/metrics</code>, give it a token"
-            " made here with <code>gpu_monitor token create</code>, and start <code>gpu_monitor</code>.</p>"
+        found = fleet_now(connection, who, GpuFilter(), now, simulated=False)
+        if not found.totals.nodes and not found.excluded:
+            return _EMPTY
+        only_simulated = not found.totals.nodes
+        if only_simulated:
+            found = fleet_now(connection, who, GpuFilter(), now, simulated=True)
+        nodes, more = list_nodes(connection, who, NodeFilter(), now, 0, _ROWS)
+        alerts, _ = list_alerts(connection, who, AlertFilter(state="firing"), None, _ROWS)
+        week = Span(max(0.0, now - now % HOUR - 7 * DAY), now - now % HOUR)
+        lines: list[Line] | None = None
+        if len(found.rows) <= _USAGE_OF:
+            lines = usage(connection, who, GpuFilter(), week, By.NODE, simulated=True).lines
+    return "\n".join(
+        (
+            _banner(only_simulated, found.excluded),
+            cards(_figures(found.totals)),
+            _alerts(alerts),
+            _nodes(nodes, more is not None),
+            _gpus(found.rows),
+            _week(lines),
         )
-    return _cards(found.totals) + _simulated(found.excluded)
+    )
 
 
-def _cards(totals: FleetTotals) -> str:
+def _banner(only_simulated: bool, excluded: int) -> str:
+    if only_simulated:
+        return (
+            '<p class="notice"><strong>SIMULATED</strong> Every GPU here is simulated: no number on this page was'
+            " measured.</p>"
+        )
+    if excluded:
+        return f"<p><strong>{excluded} simulated GPUs</strong> are not in these numbers.</p>"
+    return ""
+
+
+def _figures(totals: FleetTotals) -> list[tuple[str, str]]:
     reporting = totals.nodes - totals.silent_nodes
-    rows = [
+    power = totals.power_usage
+    return [
         ("Nodes reporting", f"{reporting} of {totals.nodes}"),
         ("GPUs heard now", f"{totals.gpus_now} of {totals.gpus}"),
         ("GPUs with a fault", str(totals.gpus_failed)),
         ("Idle", str(totals.gpus_idle)),
-        ("Utilisation", "unknown" if totals.gpu_utilization is None else f"{totals.gpu_utilization} %"),
-        ("Power", "unknown" if totals.power_usage is None else f"{totals.power_usage / 1000:.1f} kW"),
+        ("Utilisation", text_of(totals.gpu_utilization, "%")),
+        ("Power", "unknown" if power is None else f"{power / 1000:.1f} kW"),
     ]
-    cards = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in rows)
-    return f'<dl class="cards">{cards}</dl>'
 
 
-def _simulated(count: int) -> str:
-    if not count:
-        return ""
-    return f"<p><strong>{count} simulated GPUs</strong> are not in these numbers.</p>"
+def _name(hostname: str | None, uuid: str, simulated: bool) -> str:
+    return escape(hostname or uuid) + (' <strong class="mark">SIMULATED</strong>' if simulated else "")
+
+
+def _time(stamp: str | None) -> str:
+    """`2024-03-20 14:00:00 UTC` of what the API writes."""
+    return "never" if stamp is None else escape(f"{stamp[:10]} {stamp[11:19]} UTC")
+
+
+def _alerts(found: list[AlertRow]) -> str:
+    if not found:
+        return "<h2>Alerts</h2>\n<p>No alert fires.</p>"
+    rows = [
+        (
+            escape(one.severity),
+            escape(one.rule),
+            _name(one.hostname or one.node or "this server", "", one.simulated),
+            escape(one.message),
+            _time(one.since),
+        )
+        for one in found
+    ]
+    heads = ("Severity", "Rule", "Node", "What", "Since")
+    return table("Alerts that fire", heads, rows, _more(len(found) == _ROWS, "api/alerts?state=firing"))
+
+
+def _nodes(found: list[Node], more: bool) -> str:
+    rows = [
+        (
+            _name(node.hostname, node.id, node.simulated),
+            str(node.gpus),
+            _time(max(filter(None, (node.last_report, node.last_live)), default=None)),
+            "silent" if node.silent else "reports",
+        )
+        for node in found
+    ]
+    return table("Nodes", ("Node", "GPUs", "Last heard", "Status"), rows, _more(more, "api/nodes"))
+
+
+def _gpus(found: list[FleetGpu]) -> str:  # type: ignore[valid-type]  # made from the catalogue
+    rows = []
+    for gpu in found[:_ROWS]:
+        shown = {name: getattr(gpu, name) for name in gpu.__struct_fields__}  # type: ignore[attr-defined]
+        used, total = shown["memory_used"], shown["memory_total"]
+        rows.append(
+            (
+                _name(_label(shown["index"], shown["name"]), shown["uid"], shown["simulated"]),
+                escape(shown["hostname"] or shown["node"]),
+                text_of(shown["gpu_utilization"], "%"),
+                text_of(shown["temperature"], "°C"),
+                text_of(shown["power_usage"], "W"),
+                "unknown"
+                if used is None
+                else f"{used / (1 << 30):.1f} of {(total or 0) / (1 << 30):.0f} GiB",
+                escape(shown["status"] or "unknown"),
+            )
+        )
+    heads = ("GPU", "Node", "Utilisation", "Temperature", "Power", "Memory", "Status")
+    return table("GPUs now", heads, rows, _more(len(found) > _ROWS, "api/fleet"))
+
+
+def _label(index: int | None, name: str | None) -> str | None:
+    return name if index is None or name is None else f"{index}: {name}"
+
+
+def _week(lines: list[Line] | None) -> str:
+    title = "Last 7 days"
+    if lines is None:
+        return f"<h2>{title}</h2>\n" + _more(True, "api/usage?by=node")
+    rows = []
+    for line in lines:
+        of = figures(line.tally, line.known, line.possible, None)
+        known = [one for one in (of.energy_kwh, of.energy_estimated_kwh) if one is not None]
+        card = line.card
+        rows.append(
+            (
+                _name(None if card is None else card.hostname, line.key, line.origin != "real"),
+                f"{of.gpu_hours:.1f} h",
+                "unknown" if of.idle_hours is None else f"{of.idle_hours:.1f} h",
+                f"{sum(known):.2f} kWh" if known else "unknown",
+                f"{of.coverage * 100:.0f} %",
+            )
+        )
+    heads = ("Node", "GPU-hours", "Idle", "Energy", "Recorded")
+    return table(title, heads, rows, "" if rows else "<p>No whole period was reported yet.</p>")
+
+
+def _more(is_more: bool, path: str) -> str:
+    return f'<p class="quiet">All of them: <a href="{escape(path)}">{escape(path)}</a></p>' if is_more else ""

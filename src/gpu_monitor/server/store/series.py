@@ -78,7 +78,8 @@ class Series(msgspec.Struct, frozen=True, kw_only=True):
     GPUs, or whole `steps` (means or sums of all GPUs at one time). `value` is what `agg` makes of the step, null
     where nothing is known; `min` and `max` what it ranged over; `gpus` how many gave a value at once; `coverage`
     which part of the time was recorded of the GPUs that gave anything (null for live minutes, which promise nothing).
-    A sum of powers or the like is what was recorded, spread over the whole step: with half of the time missing it is half as much.
+    A sum of powers or the like is what was recorded, spread over the whole step: with half of the time missing it
+    is half as much.
     """
 
     metric: str
