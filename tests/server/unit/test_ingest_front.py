@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from starlette.concurrency import run_in_threadpool
 
 from gpu_monitor.core.clock import SystemClock
 from gpu_monitor.core.errors import StorageCorrupt, StorageUnreachable
@@ -107,6 +108,7 @@ def test_a_refused_body_is_let_go_of_at_once(body: bytes, path: str, encoding: s
     async def count() -> int:
         code, _, _ = await ask(Gate(), body, path, encoding, times=8)
         assert code == status
+        await run_in_threadpool(int)  # the thread has put away the last body then
         held = [type(one) for one in gc.get_objects()]
         assert held.count(Problem) + held.count(Malformed) <= 1, (
             "more than the last one, which the loop holds"
@@ -138,6 +140,7 @@ def test_wrong_reports_of_a_batch_hold_no_frames() -> None:
     async def count() -> int:
         scope = {"type": "http", "method": "POST", "path": "/api/metrics/batch", "headers": []}
         await front(scope, receive, send)
+        await run_in_threadpool(int)
         return sum(type(one) is Body for one in gc.get_objects())
 
     gc.collect()
