@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from typing import Protocol
+
+_ARRIVAL_SECONDS = 0.5
+"""Real seconds in which a fast clock's lag falls to 1/e near the present; being busy for some ten of them is safe."""
+_ARRIVED = 0.001
+"""Seconds of lag that nobody can tell from none."""
 
 
 class Clock(Protocol):
@@ -56,7 +62,8 @@ class FastClock:
     It stands still until it is first waited on, so that building the agent takes none of its time. It
     serves simulation and replay: where the agent cannot keep up, the clock waits for it instead
     of making it miss intervals, so a sped-up day holds every minute. Once it has caught up with the
-    present it goes on at the pace of the real clock.
+    present it goes on at the pace of the real clock. It slows down before that: at full speed an agent
+    that is busy for half a second would be thrown over the last hour, and would have a gap there.
     """
 
     def __init__(self, start: float, speed: float, real: Clock | None = None) -> None:
@@ -75,9 +82,22 @@ class FastClock:
             if not self._is_going:
                 self._at, self._lag = moment, max(0.0, self._real.now() - self._start)
                 return self._lag
-            self._lag = max(0.0, self._lag - (moment - self._at) * (self.speed - 1.0))
+            self._lag = self._left(moment - self._at)
             self._at = moment
             return self._lag
+
+    def _left(self, passed: float) -> float:
+        """How far it is behind after `passed` more real seconds: at full speed first, then ever more gently."""
+        lag, near = self._lag, (self.speed - 1.0) * _ARRIVAL_SECONDS
+        if near <= 0:
+            return lag
+        if lag > near:
+            far = (lag - near) / (self.speed - 1.0)
+            if passed <= far:
+                return lag - passed * (self.speed - 1.0)
+            lag, passed = near, passed - far
+        lag *= math.exp(-passed / _ARRIVAL_SECONDS)
+        return lag if lag > _ARRIVED else 0.0
 
     def now(self) -> float:
         """UTC epoch seconds of the simulated time."""
