@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gpu_monitor.cli.demo_parts import Asked, Ended, News, Program, Said, is_worth_showing
+from gpu_monitor.cli.demo_parts import LINK, Asked, Ended, News, Program, Said, is_worth_showing
 from gpu_monitor.cli.logs import be_quiet
 from gpu_monitor.cli.options import Formatter, port
 from gpu_monitor.cli.sources import check_source_flags, open_machine
@@ -44,6 +44,8 @@ _FAULT = "gpu=1 at=+20h for=25m kind=lost"
 _STOP_SECONDS = 4.0
 """With what is left to do after it, Ctrl-C takes less than 5 s."""
 _HOUR = 3600
+_MARKER = ".gpu_monitor-demo"
+"""What an earlier demonstration left in its folder, so that another server's is not taken for one."""
 _READY = re.compile(r"gpu_monitor serves on (\S+)")
 _OWN = ("GPU_MONITOR_TOKEN", "GPU_MONITOR_TOKEN_FILE", "STATE_DIRECTORY", "NOTIFY_SOCKET", "WATCHDOG_USEC")
 
@@ -92,6 +94,7 @@ class Demo:
     clock: Clock
     news: queue.SimpleQueue[News]
     is_kept: bool = False
+    link: str = ""
     programs: list[Program] = field(default_factory=list)
 
     def run(self, port: int) -> int:
@@ -112,14 +115,18 @@ class Demo:
 
     def _start_server(self, port: int) -> str | None:
         words = ["serve", "--host", "127.0.0.1", "--port", str(port), "--directory", str(self.folder)]
-        words += ["--database", f"sqlite:///{self.folder / 'server.db'}"]
+        words += ["--database", f"sqlite:///{self.folder / 'server.db'}", "--link"]
         self._launch("server", words)
+        url = None
         while True:
             news = self._next(None)
             if isinstance(news, Asked):
                 return None
             if isinstance(news, Said) and (found := _READY.search(news.line)):
-                return found[1]
+                url = found[1]
+            elif isinstance(news, Said) and url is not None and (found := LINK.search(news.line)):
+                self.link = found[0]
+                return url
 
     def _start_agent(self, url: str) -> None:
         is_first = not (self.folder / "gpu_metrics.db").exists()
@@ -151,11 +158,12 @@ class Demo:
     def _tell(self, url: str) -> None:
         if self.simulated is not None:
             _say("=" * 78)
-            _say(f"SIMULATED GPUs ({self.simulated}): nothing that these show was measured.")
+            _say(f"SIMULATED {_gpus(self.simulated)} ({self.simulated}): nothing that is shown was measured.")
             _say("=" * 78)
         else:
             _say("this machine's own GPUs; their history begins now")
         _say(f"the page       {url}/")
+        _say(f"administer it  {self.link} (once)")
         _say(f"the API        {url}/docs    for example: curl {url}/api/fleet")
         _say(f"for Prometheus {url}/metrics")
         _say(f"the agent      gpu_monitor -c {self.folder / 'config.json'} -sc")
@@ -218,6 +226,10 @@ def _say(line: str) -> None:
     print(f"demo: {line}", flush=True)
 
 
+def _gpus(simulated: str) -> str:
+    return "GPU" if _count(simulated) == 1 else "GPUs"
+
+
 def _count(simulated: str) -> int:
     return int(simulated.partition(":")[0])
 
@@ -232,13 +244,16 @@ def _has_gpu(folder: Path) -> bool:
 
 
 def _port(wanted: int | None) -> int:
-    """The port to listen on: what was asked for, else the usual one, else (0) a free one."""
+    """The port to listen on: what was asked for, else the usual one, else (0) a free one, and that is said."""
     if wanted is not None:
         return wanted
     with contextlib.closing(socket.socket()) as probe:
         try:
             probe.bind(("127.0.0.1", _USUAL_PORT))
-        except OSError:
+        except OSError as error:
+            _say(
+                f"port {_USUAL_PORT} cannot be had ({error.strerror}): a free one is taken; --port names another"
+            )
             return 0
     return _USUAL_PORT
 
@@ -254,6 +269,7 @@ def _folder(named: Path | None) -> Iterator[Path]:
             raise ConfigError(
                 f"cannot make {folder}: {error.strerror}", "Give another --directory."
             ) from error
+        _refuse_another(folder)
         yield folder
         return
     made = Path(tempfile.mkdtemp(prefix="gpu_monitor-demo-"))
@@ -261,6 +277,25 @@ def _folder(named: Path | None) -> Iterator[Path]:
         yield made
     finally:
         shutil.rmtree(made, ignore_errors=True)
+
+
+def _refuse_another(folder: Path) -> None:
+    """ConfigError where the folder holds something else than an earlier demonstration: its files would be ours."""
+    marker = folder / _MARKER
+    if not marker.exists() and any(folder.iterdir()) and not _is_ours(folder / "config.json"):
+        raise ConfigError(
+            f"{folder} holds files that are of no demonstration",
+            "Give a --directory of its own: a new one, an empty one or an earlier demonstration's.",
+        )
+    marker.write_text("This folder belongs to gpu_monitor demo.\n", encoding="utf-8")
+
+
+def _is_ours(config: Path) -> bool:
+    """Whether a demonstration wrote it, before there was a marker."""
+    try:
+        return bool(json.loads(config.read_text(encoding="utf-8"))["server"]["contract_number"] == "demo")
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 @contextlib.contextmanager

@@ -16,6 +16,8 @@ from pathlib import Path
 from gpu_monitor.core.clock import Clock
 
 _WORTH_SHOWING = re.compile(r"^\S+ (WARNING|ERROR|CRITICAL) ")
+LINK = re.compile(r"http://\S+/open\?code=\S+")
+"""The link that opens the server's pages once; no log may keep it."""
 _KEPT = 8
 """Lines that are shown of a program that ended by itself."""
 
@@ -71,8 +73,9 @@ class Program:
         assert self._process.stderr is not None
         with self._process.stderr as lines, self.log.open("a", encoding="utf-8") as log:
             for line in lines:
-                log.write(line)
-                log.flush()
+                if LINK.search(line) is None:
+                    log.write(line)
+                    log.flush()
                 self.last = [*self.last[1 - _KEPT :], line.rstrip("\n")]
                 self._hears.put(Said(self, line.rstrip("\n")))
         self._hears.put(Ended(self, self._process.wait()))

@@ -46,6 +46,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add("--tls-cert", metavar="FILE", help="certificate and chain (PEM)")
     add("--tls-key", metavar="FILE", help="the certificate's key (PEM)")
     add("--behind-proxy", metavar="CIDR", help="networks of proxies whose forwarded headers count")
+    add(
+        "--link",
+        action="store_true",
+        default=False,
+        help="say the one-time link also where stderr is no terminal",
+    )
     add("--rules", metavar="FILE", help="TOML file with alert rules")
     parser.set_defaults(handler=run)
 
@@ -63,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
         say=lambda line: print(line, file=sys.stderr, flush=True),
         ready=notifier.ready,
         stopping=notifier.stopping,
-        wants_link=sys.stderr.isatty(),
+        wants_link=args.link or sys.stderr.isatty(),
     )
     return run_server(settings, SystemClock(), starter)
 

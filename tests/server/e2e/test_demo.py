@@ -104,6 +104,13 @@ def test_a_simulated_day_is_there_and_ctrl_c_ends_all_of_it(tmp_path: Path) -> N
         fleet = get(f"{url}/api/fleet")
         assert [gpu["simulated"] for gpu in fleet["items"]] == [True, True]
         assert fleet["excluded_simulated_gpus"] == 2, "simulated GPUs are in no total unasked"
+        (link,) = [found[0] for line in demo.said if (found := re.search(r"http://\S+/open\?code=\S+", line))]
+        opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
+        with opener.open(link, timeout=PATIENCE):
+            pass
+        with opener.open(f"{url}/api/session", timeout=PATIENCE) as answer:
+            assert json.load(answer)["kind"] == "local"
+        assert "code=" not in (folder / "server.log").read_text(), "no log keeps the link"
         token = folder / "state/gpu_monitor/local.token"
         assert stat.S_IMODE(token.stat().st_mode) == 0o600
         assert demo.end(signal.SIGINT, group=True) == 0
@@ -113,8 +120,7 @@ def test_a_simulated_day_is_there_and_ctrl_c_ends_all_of_it(tmp_path: Path) -> N
     assert {name for (name,) in query(folder / "gpu_metrics.db", "SELECT DISTINCT source FROM gpus")} == {
         "simulated"
     }
-    lost = query(folder / "gpu_metrics.db", "SELECT DISTINCT cause FROM gaps")
-    assert ("GPU lost",) in lost
+    assert query(folder / "gpu_metrics.db", "SELECT DISTINCT cause FROM gaps") == [("GPU lost",)]
     # It goes on from there when it is started again.
     with demonstration(tmp_path, "--simulate", "2:l40s", "--directory", str(folder)) as demo:
         url = demo.wait_for(URL)[1]
@@ -138,6 +144,18 @@ def test_a_temporary_folder_goes_and_nothing_is_written_elsewhere(tmp_path: Path
         assert demo.end(signal.SIGHUP) == 0
     assert list(temporary.iterdir()) == []
     assert list(home.iterdir()) == []
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "server.db").write_text("a letter to grandmother")
+    with demonstration(tmp_path, "--simulate", "1", "--directory", str(other)) as demo:
+        demo.wait_for("holds files that are of no demonstration")
+        assert demo.process.wait(PATIENCE) == 78
+    assert [(path.name, path.read_text()) for path in other.iterdir()] == [
+        ("server.db", "a letter to grandmother")
+    ]
 
 
 def test_when_one_program_ends_the_other_does_and_the_reason_is_told(tmp_path: Path) -> None:
