@@ -239,12 +239,71 @@ def test_channels_that_are_refused(asked: Asked, kind: str, settings: dict[str, 
     assert asked.server.ask("GET", "/api/channels", None, asked.admin).json["items"] == []
 
 
-def test_a_channel_to_a_private_address_is_not_connected_to(asked: Asked) -> None:
-    assert put(asked, "inside", "webhook", url="https://169.254.169.254/latest", secret=SECRET) == 204
-    tested = asked.server.ask("POST", "/api/channels/inside/test", None, asked.admin)
-    assert tested.json["ok"] is False
-    assert "not an address of the open internet" in tested.json["status"]
-    assert asked.server.ask("DELETE", "/api/channels/inside", None, asked.admin).status == 204
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("webhook", {"url": "https://169.254.169.254/latest", "secret": SECRET}),
+        ("slack", {"url": "https://[fd00::1]/x"}),
+        ("email", {"host": "10.1.2.3", "sender": "a@b.example", "to": ["a@b.example"]}),
+    ],
+)
+def test_a_channel_to_a_private_address_is_refused_at_once(
+    asked: Asked, kind: str, settings: dict[str, object]
+) -> None:
+    answer = asked.server.ask("PUT", "/api/channels/x", {"kind": kind, "settings": settings}, asked.admin)
+    assert answer.status == 422, answer.body
+    assert "is in a private or local network" in answer.json["detail"]
+    assert "NOTIFY_ALLOW=" in answer.json["detail"]
+
+
+def faults(asked: Asked, path: str, body: object) -> dict[str, str]:
+    answer = asked.server.ask("PUT", path, body, asked.admin)
+    assert (answer.status, answer.headers["content-type"]) == (422, "application/problem+json")
+    assert b"$." not in answer.body
+    assert answer.json["detail"]
+    return {one["field"]: one["reason"] for one in answer.json["errors"]}
+
+
+def test_every_fault_of_a_rule_is_said_with_the_choices(asked: Asked) -> None:
+    settings = {"when": "abov", "for_secconds": 60, "stat": 7, "only": "a"}
+    assert faults(asked, "/api/rules/warm", {"kind": "threshold", "settings": settings}) == {
+        "settings.metric": "missing; threshold needs it",
+        "settings.limit": "missing; threshold needs it",
+        "settings.when": "one of above, below; did you mean above?",
+        "settings.for_secconds": "no setting of threshold; one of only, metric, when, limit, for_seconds, stat, of;"
+        " did you mean for_seconds?",
+        "settings.stat": "one of mean, min, max",
+        "settings.only": "expected array, got str",
+    }
+    (kind,) = faults(asked, "/api/rules/warm", {"kind": "treshold"}).items()
+    assert kind[0] == "kind"
+    assert kind[1].startswith("one of threshold, silent, ")
+    assert kind[1].endswith("did you mean threshold?")
+
+
+def test_every_fault_of_a_channel_is_said_and_no_secret_repeated(asked: Asked) -> None:
+    found = faults(
+        asked, "/api/channels/x", {"kind": "webhook", "settings": {"secret": "short", "least": "eror"}}
+    )
+    assert set(found) == {"settings.url", "settings.secret", "settings.least"}
+    assert found["settings.least"] == "one of info, warning, error, critical; did you mean error?"
+    assert "16" in found["settings.secret"]
+    assert "short" not in str(found)
+
+
+def test_the_description_holds_the_settings_of_each_kind(asked: Asked) -> None:
+    schemas = asked.server.ask("GET", "/openapi.json").json["components"]["schemas"]
+    rule, channel = (schemas[name]["properties"] for name in ("WantedRule", "WantedChannel"))
+    each = {one["title"]: one for one in rule["settings"]["anyOf"]}
+    assert len(each) == len(rule["kind"]["enum"]) == 10
+    assert each["settings of threshold"]["required"] == ["metric", "limit"]
+    assert each["settings of threshold"]["properties"]["when"]["enum"] == ["above", "below"]
+    assert [one["title"].split()[-1] for one in channel["settings"]["anyOf"]] == [
+        "slack",
+        "webhook",
+        "email",
+        "apprise",
+    ]
 
 
 def test_apprise_channels_say_that_addresses_are_not_checked(asked: Asked) -> None:

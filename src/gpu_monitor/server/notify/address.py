@@ -85,11 +85,29 @@ def permitted(host: str, port: int, allowed: Sequence[Network], resolver: Resolv
         raise Unresolved(f"{host} has no address: {error.strerror or error}", "Correct the name.") from error
     kept = [address for address in found if is_public(address) or is_allowed(address, allowed)]
     if not kept:
-        raise Refused(
-            f"{host} is {', '.join(found[:3]) or 'nowhere'}: not an address of the open internet",
-            "If it is meant, allow its network: NOTIFY_ALLOW=10.1.2.0/24.",
-        )
+        others = [address for address in found[:3] if address != host]
+        means = f" ({', '.join(others)})" if others else ""
+        raise _refused(f"{host}{means}", found[0] if found else "10.1.2.3")
     return kept
+
+
+def refuse_literal(host: str | None, allowed: Sequence[Network]) -> None:
+    """Refused where `host` is itself an address that may not be connected to; names are looked at when sending."""
+    try:
+        address = str(ip_address((host or "").strip("[]")))
+    except ValueError:
+        if host != "localhost":
+            return
+        address = "127.0.0.1"
+    if not is_public(address) and not is_allowed(address, allowed):
+        raise _refused(str(host), address)
+
+
+def _refused(shown: str, example: str) -> Refused:
+    return Refused(
+        f"{shown} is in a private or local network, where notifications do not go unless that is allowed",
+        f"If it is meant, start the server with NOTIFY_ALLOW={example} (or its network, as 10.1.2.0/24).",
+    )
 
 
 def _embedded(address: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:

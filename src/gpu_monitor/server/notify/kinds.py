@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 import msgspec
@@ -66,7 +66,6 @@ class AppriseSpec(ChannelSpec, frozen=True, tag="apprise", tag_field="kind", kw_
 
 AnyChannel = SlackSpec | WebhookSpec | EmailSpec | AppriseSpec
 KINDS: tuple[str, ...] = ("slack", "webhook", "email", "apprise")
-Kind = Literal["slack", "webhook", "email", "apprise"]
 _decoder = msgspec.json.Decoder(AnyChannel)
 
 
@@ -78,6 +77,13 @@ def kind_name(spec: AnyChannel) -> str:
 def is_checked(spec: AnyChannel) -> bool:
     """Whether the addresses it connects to are checked."""
     return not isinstance(spec, AppriseSpec)
+
+
+def host_of(spec: AnyChannel) -> str | None:
+    """The host that it connects to, as it is written; None where addresses are not checked."""
+    if isinstance(spec, EmailSpec):
+        return spec.host
+    return None if isinstance(spec, AppriseSpec) else urlsplit(spec.url).hostname
 
 
 def read_channel(text: str) -> AnyChannel:

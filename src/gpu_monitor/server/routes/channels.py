@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import msgspec
 from fastapi import APIRouter, Depends, Request
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from gpu_monitor.core.errors import GpuMonitorError, UsageError
@@ -16,9 +16,11 @@ from gpu_monitor.server.answers import answer, invalid, json_answer, missing
 from gpu_monitor.server.auth.audit import record
 from gpu_monitor.server.auth.gate import client_address
 from gpu_monitor.server.auth.principal import Principal, require
+from gpu_monitor.server.explain import by_kind, refuse_faults, settings_schema
+from gpu_monitor.server.notify.address import Refused, refuse_literal
 from gpu_monitor.server.notify.channels import Channel, all_channels
 from gpu_monitor.server.notify.client import Client
-from gpu_monitor.server.notify.kinds import Kind, convert_channel, is_checked, kind_name, shown
+from gpu_monitor.server.notify.kinds import AnyChannel, convert_channel, host_of, is_checked, kind_name, shown
 from gpu_monitor.server.notify.notice import Notice
 from gpu_monitor.server.notify.send import send
 from gpu_monitor.server.openapi import answers
@@ -40,6 +42,7 @@ router = APIRouter(prefix="/api", tags=["watching"], dependencies=[Depends(refus
 Admin = Annotated[Principal, Depends(require("admin"))]
 _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 _MOST = 50
+_KINDS = by_kind(AnyChannel)
 
 
 class ChannelShown(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,8 +68,8 @@ class ChannelPage(msgspec.Struct, frozen=True):
 class WantedChannel(BaseModel, extra="forbid"):
     """A channel to be made or replaced, with its secrets. `settings` are the kind's."""
 
-    kind: Kind
-    settings: dict[str, Any]
+    kind: str = Field(json_schema_extra={"enum": list(_KINDS)})
+    settings: dict[str, Any] = Field(json_schema_extra=settings_schema(_KINDS))
     enabled: bool = True
 
 
@@ -118,9 +121,11 @@ def put(request: Request, state: State, admin: Admin, channel: str, wanted: Want
         raise Problem(
             422, "The request is not valid", "A name has small letters, digits and single -, up to 64."
         )
+    refuse_faults(_KINDS, wanted.kind, wanted.settings)
     try:
         spec = convert_channel({**wanted.settings, "kind": wanted.kind})
-    except UsageError as error:
+        refuse_literal(host_of(spec), state.settings.notify_networks)
+    except (UsageError, Refused) as error:
         detail = f"{error.message}. {error.hint}" if error.hint else error.message
         raise Problem(422, "The request is not valid", detail) from None
     _refuse_fixed(state, channel)
@@ -178,7 +183,9 @@ def test(request: Request, state: State, admin: Admin, channel: str) -> Response
     try:
         ended = Tested(True, send(client, found.spec, [_trial(now)], now))
     except GpuMonitorError as error:
-        ended = Tested(False, error.message)
+        ended = Tested(
+            False, f"{error.message}. {error.hint}" if isinstance(error, Refused) else error.message
+        )
     with state.store.write() as connection:
         log_delivery(connection, 0, channel, now, ended.ok, f"test: {ended.status}")
         detail = {"ok": ended.ok}

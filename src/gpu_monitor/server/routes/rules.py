@@ -11,13 +11,14 @@ from starlette.responses import Response
 
 from gpu_monitor.core.errors import UsageError
 from gpu_monitor.server.alerts.builtin import BUILTIN
-from gpu_monitor.server.alerts.kinds import convert_spec, name_of
+from gpu_monitor.server.alerts.kinds import AnySpec, convert_spec, name_of
 from gpu_monitor.server.alerts.rule import Rule, check_id
 from gpu_monitor.server.answers import json_answer, missing
 from gpu_monitor.server.auth.audit import record
 from gpu_monitor.server.auth.contracts import contract_numbers
 from gpu_monitor.server.auth.gate import client_address
 from gpu_monitor.server.auth.principal import Principal
+from gpu_monitor.server.explain import by_kind, refuse_faults, settings_schema
 from gpu_monitor.server.openapi import answers
 from gpu_monitor.server.parameters import Reader, State, refuse_unknown
 from gpu_monitor.server.problems import Problem
@@ -29,6 +30,9 @@ router = APIRouter(prefix="/api/rules", tags=["watching"], dependencies=[Depends
 Id = Annotated[str, Field(min_length=1, max_length=64)]
 _LARGEST = 1000
 """Rules on one server: each one is judged for every GPU."""
+
+
+_KINDS = by_kind(AnySpec)
 
 
 class RuleRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,8 +59,8 @@ class RulePage(msgspec.Struct, frozen=True):
 class WantedRule(BaseModel, extra="forbid"):
     """A rule as it is to be. `settings` that are left out have their defaults; null takes an advice away."""
 
-    kind: str
-    settings: dict[str, Any] = {}
+    kind: str = Field(json_schema_extra={"enum": list(_KINDS)})
+    settings: dict[str, Any] = Field({}, json_schema_extra=settings_schema(_KINDS))
     severity: Literal["info", "warning", "error", "critical"] = "warning"
     enabled: bool = True
     advice: Annotated[str | None, Field(max_length=2000, pattern=r"^[^\x00]*$")] = None
@@ -96,6 +100,7 @@ def one(state: State, who: Reader, rule: Id) -> Response:
 def put(request: Request, state: State, who: Somebody, rule: Id, wanted: WantedRule) -> Response:
     """Make the rule, or put it in place of the one with this id; every server process judges by it within seconds."""
     now = state.clock.now()
+    refuse_faults(_KINDS, wanted.kind, wanted.settings)
     try:
         check_id(rule)
         spec = convert_spec({**wanted.settings, "kind": wanted.kind})
