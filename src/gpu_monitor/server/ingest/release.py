@@ -12,7 +12,8 @@ from gpu_monitor.server.store.write import Committed, GroupRecorder, Submission
 from gpu_monitor.wire.intake import Malformed, read_report
 
 _LOG = logging.getLogger("writer")
-_AT_ONCE = 64
+_AT_ONCE, _BYTES_AT_ONCE = 64, 8 << 20
+"""As much as one request may bring: meanwhile the others' reports wait."""
 _OURSELVES = Principal("local", "the quarantine", frozenset(("report:write",)))
 """Whoever brought them was asked for a token then."""
 
@@ -20,7 +21,7 @@ _OURSELVES = Principal("local", "the quarantine", frozenset(("report:write",)))
 def release_due(store: Store, recorder: GroupRecorder, now: float) -> list[Committed]:
     """Write those that are due, a few at once; what was committed, empty where none was due."""
     with store.read() as connection:
-        found = due(connection, now, _AT_ONCE)
+        found = due(connection, now, _AT_ONCE, _BYTES_AT_ONCE)
     if not found:
         return []
     shaper = Shaper()

@@ -89,7 +89,7 @@ def judge(intake: Intake, receipts: Iterable[Receipt], superseded: bytes | None 
         if receipt.hour == intake.hour and receipt.period_seconds == intake.period_seconds:
             mine = receipt
         elif receipt.hour < stop and receipt.stop > intake.hour:
-            return _overlaps(receipt)
+            return overlaps(receipt.hour, receipt.period_seconds)
     if mine is None:
         return Judged(Conclusion.NEW)
     if intake.revision > mine.revision:
@@ -115,12 +115,13 @@ def conflict(intake: Intake, revision: int) -> Refusal:
     )
 
 
-def _overlaps(receipt: Receipt) -> Refusal:
+def overlaps(hour: int, period_seconds: int) -> Refusal:
+    """Why a report is not taken that lies over a part of this period, which is held."""
     return Refusal(
         422,
         "The report is not valid",
         "period_seconds",
-        f"overlaps the period held from hour {receipt.hour} on ({receipt.period_seconds} s): periods never overlap",
+        f"overlaps the period held from hour {hour} on ({period_seconds} s): periods never overlap",
     )
 
 
