@@ -20,8 +20,11 @@ _NAMES = uuid.UUID("2d0c8d84-7599-5e9d-ba5b-152027040a2e")
 
 
 def make_entry(number: int = 1, **changed: Any) -> dict[str, Any]:
-    """One GPU's entry: 300.25 W, 60.0 % busy, all of the hour."""
-    return {
+    """One GPU's entry: 300.25 W, 60.0 % busy, all of the hour, or of as many `seconds` of one as are given."""
+    seconds = changed.get("seconds")
+    if isinstance(seconds, float) and seconds < 3600:
+        changed = {"coverage": round(seconds / 3600, 4), "energy_seconds": seconds, **changed}
+    entry: dict[str, Any] = {
         "uid": f"GPU-{number}",
         "pci_bus_id": f"0000:{number:02x}:00.0",
         "name": "NVIDIA H100",
@@ -53,8 +56,12 @@ def make_entry(number: int = 1, **changed: Any) -> dict[str, Any]:
         "held_idle_seconds": 60.0,
         "energy_seconds": 3600.0,
         "reasons": {"fan_speed": "unsupported"},
-        **changed,
     }
+    for name, value in changed.items():
+        if f"{name}_min" in entry and isinstance(value, (int, float)):
+            entry[f"{name}_min"] = min(entry[f"{name}_min"], value)
+            entry[f"{name}_max"] = max(entry[f"{name}_max"], value)
+    return {**entry, **changed}
 
 
 def iso(epoch: float) -> str:
@@ -76,7 +83,10 @@ def make_report(
 ) -> dict[str, Any]:
     """A report of `hours` hours from `hour` on."""
     start, seconds = hour * 3600, hours * 3600
-    entries = [make_entry(number + 1) for number in range(gpus)] if isinstance(gpus, int) else gpus
+    share = round(1 / hours, 4)
+    entries = (
+        [make_entry(number + 1, coverage=share) for number in range(gpus)] if isinstance(gpus, int) else gpus
+    )
     return {
         "schema": 1,
         "report_id": str(uuid.uuid5(_NAMES, f"{node}/{start}/{seconds}/{revision}")),

@@ -21,7 +21,7 @@ from gpu_monitor.server.store.rows import rows_of
 from gpu_monitor.server.store.shape import Shaper
 from gpu_monitor.server.store.write import Answer, GroupRecorder, Submission, Written
 from gpu_monitor.server.store.write_live import LiveBatch, shape_live
-from gpu_monitor.wire.intake import read_report
+from gpu_monitor.wire.intake import Malformed, read_report
 from gpu_monitor.wire.live_intake import read_live
 from tests.fakes.clock import FakeClock
 from tests.server.posts import CONTRACT, HOUR, NODE, OTHER, encode, iso, make_entry, make_report
@@ -490,5 +490,113 @@ def test_a_number_that_its_column_does_not_hold_is_refused(desk: Desk) -> None:
     row = (1, HOUR, 1, 3600, 2**31)
     if desk.store.dialect == "sqlite":
         pytest.skip("SQLite's integers have 64 bits")
-    with pytest.raises(StorageError, match="receipts.revision"), desk.store.write() as connection:
+    with pytest.raises(StorageError, match=r"receipts\.revision"), desk.store.write() as connection:
         rows_of(connection).insert(schema.receipts, columns, [row])
+
+
+# --- what cannot be true -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("field", "changed"),
+    [
+        ("seconds", {"seconds": 3640.0}),
+        ("coverage", {"coverage": 0.9}),
+        ("coverage", {"seconds": 1800.0, "coverage": 1.0}),
+        ("idle_seconds", {"seconds": 500.0}),
+        ("held_idle_seconds", {"held_idle_seconds": 600.2}),
+        ("energy_seconds", {"energy_seconds": 3600.2}),
+        ("temperature_min", {"temperature_min": 50.7}),
+        ("power_usage_max", {"power_usage_max": 300.23}),
+        ("memory_used_min", {"memory_used_min": 1073741826}),
+    ],
+)
+def test_figures_that_contradict_each_other_are_set_aside(
+    desk: Desk, field: str, changed: dict[str, Any]
+) -> None:
+    (answer,) = desk.take(make_report(gpus=[make_entry(1), make_entry(2, **changed)]))
+    assert isinstance(answer, Answer)
+    assert [(one.uid, one.field) for one in answer.quarantined] == [("GPU-2", field)]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"seconds": 3610.0},  # clocks: coverage stays 1
+        {"seconds": 61.3, "idle_seconds": 61.3, "held_idle_seconds": 61.4, "coverage": 0.017},
+        {"temperature_min": 50.6, "temperature_max": 50.4},
+        {"coverage": None, "seconds": None},
+    ],
+)
+def test_rounding_contradicts_nothing(desk: Desk, changed: dict[str, Any]) -> None:
+    (answer,) = desk.take(make_report(gpus=[make_entry(1, **changed)]))
+    assert isinstance(answer, Answer)
+    assert not answer.quarantined
+
+
+START, STOP = HOUR * 3600, HOUR * 3600 + 3600
+
+
+def gap_of(start: float, end: float) -> dict[str, Any]:
+    return {"uid": None, "start": iso(start), "end": iso(end), "seconds": end - start, "cause": "agent down"}
+
+
+def event_of(time: float) -> dict[str, Any]:
+    return {"time": iso(time), "kind": "xid", "severity": "error", "message": "Xid 79"}
+
+
+def process_of(first: float, last: float) -> dict[str, Any]:
+    return {"uid": "GPU-1", "pid": 7, "kind": "compute", "first_seen": iso(first), "last_seen": iso(last),
+            "ended": True}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("field", "given"),
+    [
+        ("gaps[0].start", {"gaps": [gap_of(START - 2, STOP)]}),
+        ("gaps[1].end", {"gaps": [gap_of(START, STOP), gap_of(START, STOP + 2)]}),
+        ("events[0].time", {"events": [event_of(STOP + 2)]}),
+        ("events[0].time", {"events": [event_of(START - 2)]}),
+        ("processes[0].last_seen", {"processes": [process_of(START, STOP + 2)]}),
+        ("processes[0].last_seen", {"processes": [process_of(START - 9, START - 2)]}),
+        ("processes[0].first_seen", {"processes": [process_of(START + 9, START + 2)]}),
+    ],
+)
+def test_times_outside_the_period_are_refused(desk: Desk, field: str, given: dict[str, Any]) -> None:
+    with pytest.raises(Malformed) as told:
+        desk.submit(make_report(**given))
+    assert told.value.field == field
+
+
+def test_rows_of_a_report_go_with_it(desk: Desk) -> None:
+    """A day's report whose rows lie at its very ends: nothing of it goes before its hour is past its age."""
+    day = HOUR - 22
+    start, stop = day * 3600, day * 3600 + 86_400
+    report = make_report(hour=day, hours=24, gaps=[gap_of(start, start + 60), gap_of(stop - 60, stop)],
+                         events=[event_of(start), event_of(stop - 1)],
+                         processes=[process_of(start - 400 * 86_400, start + 1), process_of(start, stop)])  # fmt: skip
+    assert outcomes(desk.take(report)) == ["stored"]
+    tables = (schema.receipts, schema.gaps, schema.events, schema.processes)
+    desk.now = start + 366 * 86_400
+    prune(desk.store, desk.now, threading.Event())
+    assert [desk.count(table) for table in tables] == [1, 2, 2, 2]
+    desk.now += 1
+    prune(desk.store, desk.now, threading.Event())
+    assert [desk.count(table) for table in tables] == [0, 0, 0, 0]
+
+
+# --- two machines under one id -------------------------------------------------------------------------------
+
+
+def test_a_revision_without_a_common_gpu_is_another_machines(desk: Desk) -> None:
+    desk.take(make_report(gpus=[make_entry(1), make_entry(2)]))
+    held = desk.everything()
+    (answer,) = desk.take(make_report(revision=2, gpus=[make_entry(3), make_entry(4)]))
+    assert isinstance(answer, Refusal)
+    assert (answer.status, answer.field, answer.revision) == (409, "node.id", 1)
+    assert "systemd-machine-id-setup" in answer.reason
+    assert desk.everything() == held
+    # One in common is the same machine; so is one whose GPUs all fell silent, or came back.
+    again = [make_report(revision=2, gpus=[make_entry(2), make_entry(3)]), make_report(revision=3, gpus=[]),
+             make_report(revision=4, gpus=[make_entry(1)])]  # fmt: skip
+    assert outcomes(desk.take(*again)) == ["stored"] * 3

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Table, delete, select
 
-from gpu_monitor.server.store.judge import HOUR, Receipt
+from gpu_monitor.server.store.judge import HOUR, Receipt, Refusal
 from gpu_monitor.server.store.put import LATEST_COLUMNS
 from gpu_monitor.server.store.rollup import NEEDED, FleetKey, Sums, fleet_part, merge, without_instances
 from gpu_monitor.server.store.schema import (
@@ -24,6 +24,31 @@ from gpu_monitor.server.store.schema import (
     receipts,
     revisions,
 )
+
+
+def refuse_stranger(connection: Connection, receipt: Receipt, uids: Collection[str]) -> Refusal | None:
+    """Why a better revision may not replace what is held: not one of its GPUs is among those; None where one is.
+
+    A copied disk brings its node's id to another machine, whose reports would take the first one's place.
+    """
+    query = (
+        select(gpus.c.uid)
+        .join(aggregates, (gpus.c.agent == aggregates.c.agent) & (gpus.c.ordinal == aggregates.c.gpu))
+        .where(aggregates.c.hour == receipt.hour, aggregates.c.agent == receipt.agent)
+    )
+    held = set(connection.execute(query).scalars())
+    if not held or not uids or not held.isdisjoint(uids):
+        return None
+    return Refusal(
+        409,
+        "Conflict",
+        "node.id",
+        f"revision {receipt.revision} of this period is held with GPUs none of which this report has: another machine"
+        " seems to report under this node id, as after a disk was copied. Give one of the two a machine id of its"
+        " own (remove /etc/machine-id and /var/lib/dbus/machine-id, run systemd-machine-id-setup) and start its agent"
+        " again: it makes a new node id",
+        receipt.revision,
+    )
 
 
 def take_off(

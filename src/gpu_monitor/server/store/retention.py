@@ -17,6 +17,7 @@ from gpu_monitor.core.errors import StorageError
 from gpu_monitor.server.store import schema
 from gpu_monitor.server.store.engine import Store
 from gpu_monitor.server.store.partitions import AGGREGATES, SAMPLES, Split, drop_partitions
+from gpu_monitor.server.store.sense import EDGE_SECONDS
 
 _LOG = logging.getLogger("retention")
 _HOUR, _DAY = 3600, 86400
@@ -43,7 +44,10 @@ def oldest_hour(now: float) -> int:
 
 @dataclass(frozen=True)
 class Rule:
-    """Rows of `table` go when `column` (in units of `unit` seconds) is older than `seconds`."""
+    """Rows of `table` go when `column` (in units of `unit` seconds) is older than `seconds`.
+
+    `within`: a time of the row, epoch s, that an index finds; it lies in the row's period.
+    """
 
     table: Table
     column: str
@@ -51,15 +55,16 @@ class Rule:
     unit: int = 1
     only: ColumnElement[bool] | None = None
     split: Split | None = None
+    within: str | None = None
 
 
 RULES: tuple[Rule, ...] = (
     Rule(schema.aggregates, "hour", YEAR, _HOUR, split=AGGREGATES),
     Rule(schema.host_hours, "hour", YEAR, _HOUR),
-    # By the times that an index finds, which lie within the row's own period.
-    Rule(schema.gaps, "start", YEAR),
-    Rule(schema.events, "time", YEAR),
-    Rule(schema.processes, "last_seen", YEAR),
+    # With their report, by its hour; found by the time that an index finds, which lies in its period.
+    Rule(schema.gaps, "hour", YEAR, _HOUR, within="start"),
+    Rule(schema.events, "hour", YEAR, _HOUR, within="time"),
+    Rule(schema.processes, "hour", YEAR, _HOUR, within="last_seen"),
     Rule(schema.receipts, "hour", YEAR, _HOUR),
     Rule(schema.revisions, "hour", YEAR, _HOUR),
     Rule(schema.quarantine, "received", YEAR),
@@ -171,6 +176,8 @@ def _delete_some(connection: Connection, rule: Rule, limit: float) -> int:
     """Delete the rows of one batch; fewer than a batch where no more is left."""
     table = rule.table
     is_old = table.c[rule.column] < limit
+    if rule.within is not None:
+        is_old = and_(is_old, table.c[rule.within] <= limit * rule.unit + _DAY + EDGE_SECONDS)
     if rule.only is not None:
         is_old = and_(is_old, rule.only)
     keys: list[ColumnElement[Any]] = list(table.primary_key) or [literal_column("rowid")]

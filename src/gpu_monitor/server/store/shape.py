@@ -17,8 +17,9 @@ from gpu_monitor.core.catalogue import HOST_METRICS, IDENTITY, SAMPLED, STATES, 
 from gpu_monitor.core.terminal_text import clean
 from gpu_monitor.server.store.digest import fact_digest, row_digest
 from gpu_monitor.server.store.schema import COVER, IDLE, has_extremes, scale_of
+from gpu_monitor.server.store.sense import check_figures, moment_before, moment_in
 from gpu_monitor.wire.entry import ENTRY_FIELDS, HOST_FIELDS, MADE_UP
-from gpu_monitor.wire.intake import DEPTH, Intake, Malformed, WrongEntry, check_depth, epoch
+from gpu_monitor.wire.intake import DEPTH, Intake, Malformed, WrongEntry, check_depth
 
 Row = tuple[Any, ...]
 _T = TypeVar("_T")
@@ -144,6 +145,7 @@ class Shaper:
         for entry, extra in zip(intake.entries, extras, strict=True):
             try:
                 row = self._gpu(astuple(entry), extra)
+                check_figures(row.values, intake.period_seconds)
                 key = (row.uid, row.source)
                 if key in seen:
                     raise Malformed("uid", "another entry of this report is about the same GPU")
@@ -156,9 +158,9 @@ class Shaper:
         if wrong and not gpus:
             raise Malformed(f"gpus[0].{wrong[0].field}", f"{wrong[0].reason}; no GPU entry can be taken")
         host = None if intake.host is None else _whole_host(astuple(intake.host))[0]
-        gaps = _rows(intake.gaps, "gaps", _gap)
-        events = _rows(intake.events, "events", _event)
-        processes = _rows(intake.processes, "processes", _process)
+        gaps = _rows(intake, "gaps", _gap)
+        events = _rows(intake, "events", _event)
+        processes = _rows(intake, "processes", _process)
         return Shaped(
             intake=intake,
             gpus=gpus,
@@ -266,24 +268,24 @@ def _with_unknown(extra: str | None, names: list[str]) -> str:
     return msgspec.json.encode({**held, "throttle_reasons": names[:64]}).decode()
 
 
-def _rows(items: Sequence[_T], name: str, shape: Callable[[_T], Row]) -> list[Row]:
+def _rows(intake: Intake, name: str, shape: Callable[[Any, Intake], Row]) -> list[Row]:
     rows = []
-    for number, item in enumerate(items):
+    for number, item in enumerate(getattr(intake, name)):
         try:
-            rows.append(shape(item))
+            rows.append(shape(item, intake))
         except Malformed as error:
             raise Malformed(f"{name}[{number}].{error.field}".rstrip("."), error.reason) from None
     return rows
 
 
-def _gap(gap: Any) -> Row:
-    start, stop = epoch(gap.start, "start"), epoch(gap.end, "end")
+def _gap(gap: Any, intake: Intake) -> Row:
+    start, stop = moment_in(gap.start, "start", intake), moment_in(gap.end, "end", intake)
     if stop < start:
         raise Malformed("end", "before the start")
     return text_of(gap.uid), start, stop, text_of(gap.cause), text_of(gap.detail, _LONG_TEXT)
 
 
-def _event(event: Any) -> Row:
+def _event(event: Any, intake: Intake) -> Row:
     detail = bytes(event.detail)
     if detail == b"null":
         text = None
@@ -297,15 +299,16 @@ def _event(event: Any) -> Row:
         if len(text) > 4 * _LONG_TEXT:
             raise Malformed("detail", f"longer than {4 * _LONG_TEXT} characters")
     return (
-        epoch(event.time, "time"), text_of(event.uid), text_of(event.kind), text_of(event.severity),
+        moment_in(event.time, "time", intake), text_of(event.uid), text_of(event.kind), text_of(event.severity),
         text_of(event.message, _LONG_TEXT), text,
     )  # fmt: skip
 
 
-def _process(process: Any) -> Row:
+def _process(process: Any, intake: Intake) -> Row:
+    last = moment_in(process.last_seen, "last_seen", intake)
     return (
-        text_of(process.uid), process.pid, text_of(process.kind), epoch(process.first_seen, "first_seen"),
-        epoch(process.last_seen, "last_seen"), process.ended, process.start_ticks, text_of(process.boot_id),
+        text_of(process.uid), process.pid, text_of(process.kind),
+        moment_before(process.first_seen, "first_seen", last), last, process.ended, process.start_ticks, text_of(process.boot_id),
         process.ns_pid, text_of(process.user), text_of(process.command), text_of(process.container),
         text_of(process.job), text_of(process.experiment_id), process.memory, process.memory_max,
     )  # fmt: skip

@@ -16,6 +16,7 @@ from gpu_monitor.server.store.judge import Conclusion, Judged, Receipt, Refusal,
 from gpu_monitor.server.store.put import Accepted, Batch, put_batch
 from gpu_monitor.server.store.replace import (
     digest_of_superseded,
+    refuse_stranger,
     remember_superseded,
     restore_latest,
     take_off,
@@ -386,6 +387,11 @@ class _Group:
         revision = shaped.intake.revision
         is_held = judged.is_held
         if is_held:
+            uids = [gpu.uid for gpu in shaped.gpus]
+            strange = None if receipt is None else refuse_stranger(self.connection, receipt, uids)
+            if strange is not None:
+                self.answers[place] = strange
+                return
             lacking = find_room(node, [(gpu.uid, gpu.source) for gpu in shaped.gpus])
             if lacking:
                 shaped = without(shaped, lacking, _NO_ROOM)
