@@ -52,6 +52,16 @@ def test_a_table_that_fits_a_terminal(folder: Path) -> None:
         assert max(len(line) for line in text.splitlines()) <= 80, by
 
 
+def test_a_new_installation_is_told_since_when_there_is_data(folder: Path) -> None:
+    done = ask(
+        folder, "report", "--since", "2024-03-14T00:00:00+00:00", "--until", "2024-03-20T16:00:00+00:00"
+    )
+    assert done.stderr == (
+        "there is data from 2024-03-20T14:00:00+00:00 on: coverage is of the whole span; since then:"
+        " --since 2024-03-20T14:00:00+00:00\n"
+    )
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
 @pytest.mark.parametrize(("columns", "shown"), [(80, "0 Card  GPU-"), (120, f"0 Card  {CARD.uid}")])
 def test_a_table_as_wide_as_the_terminal(folder: Path, columns: int, shown: str) -> None:

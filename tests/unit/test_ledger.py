@@ -258,6 +258,14 @@ def test_search_send_as_documented(tmp_path: Path) -> None:
     assert detail(writer, FIRST - 0.1) is None
 
 
+def test_the_last_attempt_is_never_before_the_first(tmp_path: Path) -> None:
+    writer = make_store(tmp_path)
+    add_hour(writer)
+    attempt(writer, BROKEN, wait=-120.0)
+    attempt(writer, ACKNOWLEDGED, now=NOW - 60)  # the clock was put back in between
+    assert writer.rows("SELECT attempts, first_attempt, last_attempt FROM reports") == [(2, NOW, NOW)]
+
+
 def test_list_sends_as_json(tmp_path: Path) -> None:
     writer = make_store(tmp_path)
     assert json.loads(printed(writer, as_json=True)) == []

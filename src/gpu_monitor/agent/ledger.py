@@ -221,9 +221,10 @@ class Ledger:
         return begun
 
     def _begin(self, connection: sqlite3.Connection, report: int, parcel: Parcel, now: float) -> Try:
+        # A clock that was put back, or a simulated one that waited for a busy agent: last is not before first.
         connection.execute(
             "UPDATE reports SET attempts = attempts + 1, spent = spent + 1,"
-            " first_attempt = coalesce(first_attempt, ?), last_attempt = ? WHERE id = ?",
+            " first_attempt = coalesce(first_attempt, ?), last_attempt = max(?, coalesce(first_attempt, 0)) WHERE id = ?",
             (now, now, report),
         )
         period, number, spent, state, imported = connection.execute(

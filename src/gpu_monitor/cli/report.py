@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, TextIO
 
 from gpu_monitor.agent.ask import LOCAL, node_number
-from gpu_monitor.agent.chronicle import other_nodes
+from gpu_monitor.agent.chronicle import other_nodes, recorded
 from gpu_monitor.agent.tally import Figures, Tally, figures
 from gpu_monitor.agent.usage import By, Line, Question, Usage, usage
 from gpu_monitor.cli.asking import find_store
@@ -25,6 +25,8 @@ from gpu_monitor.core.times import format_time, parse_moment
 from gpu_monitor.storage.database import Reader
 
 _DAYS = 7
+_LATE_SECONDS = 3600.0
+"""Data that begin so long after the span does are worth a word: low coverage would look like a fault."""
 _FIGURES = tuple(field.name for field in fields(Figures))
 _KEYS = {By.GPU: ("uid", "index", "name", "source"), By.NODE: ("node",), By.USER: ("user",), By.DAY: ("day",)}
 _HEADINGS = {By.GPU: "GPU", By.DAY: "day (UTC)"}
@@ -111,6 +113,11 @@ def _remarks(reader: Reader, args: argparse.Namespace, answer: Answer) -> Iterat
     if not answer.lines:
         nothing = f"nothing was recorded from {_stamp(answer.since)} to {_stamp(answer.until)}"
         yield f"{nothing}; {recorded_text(reader, node_number(reader, args.node))}"
+    elif answer.by is not By.NODE or args.node is not None:
+        found = recorded(reader, node_number(reader, args.node))
+        if found is not None and found[0] - answer.since > _LATE_SECONDS:
+            begun = f"there is data from {_stamp(found[0])} on: coverage is of the whole span"
+            yield f"{begun}; since then: --since {_stamp(found[0])}"
     if args.node is None and answer.by is not By.NODE:
         names = other_nodes(reader)
         if names:
