@@ -23,7 +23,7 @@ from gpu_monitor.server.store.shape import Shaper
 from gpu_monitor.server.store.write import Answer, Committed, Submission
 from gpu_monitor.wire.intake import read_report
 from tests.fakes.clock import FakeClock
-from tests.server.posts import HOUR, encode, make_report
+from tests.server.posts import HOUR, encode, iso, make_report
 
 LOCAL = Principal("local", "the local token", frozenset(("report:write",)))
 _T = TypeVar("_T")
@@ -174,3 +174,42 @@ def test_early_reports_are_taken_up_when_they_are_due(store: Store) -> None:
         assert connection.execute(select(func.count()).select_from(quarantine)).scalar_one() == 0
         # It was heard of when it came, not when it was taken up.
         assert connection.execute(select(nodes.c.last_report, nodes.c.last_hour)).all() == [(0.0, HOUR + 5)]
+
+
+def heavy(number: int, rows: int = 3000) -> Submission:
+    start = (HOUR + number) * 3600
+    gap = {"uid": None, "start": iso(start), "end": iso(start + 60), "seconds": 60, "cause": "x"}
+    return submit(make_report(hour=HOUR + number, gaps=[gap] * rows))
+
+
+def test_a_light_report_waits_for_one_heavy_one_at_most(store: Store) -> None:
+    """Six heavy ones are there first; in between two of them whatever is light is written."""
+
+    async def work(writer: GroupWriter) -> list[list[int]]:
+        commits: list[list[int]] = []
+        writer.listen(lambda one: commits.append(sorted(touched.hour - HOUR for touched in one.touched)))
+        jobs = [writer.write([heavy(number)], 1000) for number in range(6)]
+        jobs += [writer.write([submit(make_report(hour=HOUR + 10 + number))], 1000) for number in range(4)]
+        answers = await asyncio.gather(*jobs)
+        assert [one.outcome for (one,) in answers if isinstance(one, Answer)] == ["stored"] * 10
+        return commits
+
+    commits = with_writer(store, work)
+    places = {hour: place for place, commit in enumerate(commits) for hour in commit}
+    assert [commits[places[number]] for number in range(6)] == [[number] for number in range(6)]
+    # The writer may have taken the first heavy one before the light ones came, and one more is its turn.
+    assert max(places[10 + number] for number in range(4)) <= 2
+
+
+def test_what_waits_is_counted_by_the_rows_it_holds(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writing, "QUEUED_BYTES", 2 * 3010 * 1200)
+
+    async def work(writer: GroupWriter) -> list[Any]:
+        jobs = [writer.write([heavy(number)], 1000) for number in range(4)]
+        first = await asyncio.gather(*jobs, return_exceptions=True)
+        # One that is larger than all that may wait is taken where nothing else does.
+        return [*first, *await writer.write([heavy(9, 7000)], 1000)]
+
+    *first, last = with_writer(store, work)
+    assert [isinstance(one, Overloaded) for one in first] == [False, False, True, True]
+    assert last.outcome == "stored"
