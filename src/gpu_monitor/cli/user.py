@@ -13,6 +13,7 @@ from gpu_monitor.core.clock import SystemClock
 from gpu_monitor.core.errors import EXIT_DONE, EXIT_NOTHING, UsageError
 from gpu_monitor.core.times import format_time
 from gpu_monitor.server.auth.audit import record
+from gpu_monitor.server.auth.contracts import has_nodes
 from gpu_monitor.server.auth.passwords import check_new_password, hash_password
 from gpu_monitor.server.auth.principal import ROLES
 from gpu_monitor.server.auth.users import (
@@ -118,6 +119,7 @@ def _change(args: argparse.Namespace) -> int:
 def _grant(args: argparse.Namespace) -> int:
     now = SystemClock().now()
     with opened(args) as store, store.write() as connection:
+        is_known = has_nodes(connection, args.contract)
         if args.role == "none":
             take_role(connection, args.name, args.contract, args.project)
         else:
@@ -126,6 +128,11 @@ def _grant(args: argparse.Namespace) -> int:
         record(connection, now, actor(), "user.role", args.name, detail=detail)
     where = f"contract {args.contract}" + (f", project {args.project}" if args.project else "")
     print(f"user {args.name}: {args.role} in {where}")
+    if not is_known and args.role != "none":
+        warning = (
+            f"warning: no node reports under contract {args.contract} yet; is it spelt as the agents have it?"
+        )
+        print(warning, file=sys.stderr)
     return EXIT_DONE
 
 

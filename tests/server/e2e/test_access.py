@@ -193,6 +193,9 @@ def test_a_user_sees_the_contracts_granted_and_no_more_once_disabled(either: Ser
     add_user(server, "carl")
     session, me = login(server, "carl")
     assert (me["contracts"], me["roles"]) == ([], [])
+    granted = server.command("user", "grant", "carl", "--contract", "nolab", "--role", "viewer")
+    assert (granted.returncode, "no node reports under contract nolab yet" in granted.stderr) == (0, True)
+    assert server.command("user", "grant", "carl", "--contract", "nolab", "--role", "none").returncode == 0
     assert server.command("user", "grant", "carl", "--contract", "12345", "--role", "viewer").returncode == 0
     assert (
         server.command(

@@ -126,3 +126,12 @@ def test_the_most_idle(asked: Asked, order: str, expected: list[str]) -> None:
         0.875,
     )
     assert found["excluded_simulated_gpus"] == 1
+    assert (lazy["idle_energy_estimated_kwh"], lazy["idle_money_estimated"]) == (0.21, None)  # 60 W in 3.5 h
+    priced = asked.get("/api/usage/idle", since=0, to=4, order=order, limit=2, price=0.5)["items"][0]
+    assert priced["idle_money_estimated"] == 0.105
+
+
+def test_by_user_says_how_the_hours_are_shared(asked: Asked) -> None:
+    notes = asked.get("/api/usage", since=0, to=4, by="user")["notes"]
+    assert any("whole hours" in note and "may differ" in note for note in notes)
+    assert asked.get("/api/usage", since=0, to=4, by="gpu")["notes"] == []

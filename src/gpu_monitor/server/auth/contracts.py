@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import Connection, select, text
 
-from gpu_monitor.server.store.schema import contracts
+from gpu_monitor.server.store.schema import contracts, nodes
 
 
 def find_contract(connection: Connection, number: str) -> int | None:
@@ -26,3 +26,9 @@ def ensure_contract(connection: Connection, number: str) -> int:
 def contract_numbers(connection: Connection) -> dict[int, str]:
     """Every contract's number by its id."""
     return {row.id: row.number for row in connection.execute(select(contracts))}
+
+
+def has_nodes(connection: Connection, number: str) -> bool:
+    """Whether any node reports under a contract."""
+    query = select(nodes.c.id).join(contracts, contracts.c.id == nodes.c.contract)
+    return connection.execute(query.where(contracts.c.number == number).limit(1)).first() is not None

@@ -22,7 +22,7 @@ class Ready(BaseModel):
     """What was looked at."""
 
     ready: bool
-    checks: dict[str, str | None] = Field(description="what is wrong with each; null where nothing is")
+    checks: dict[str, str] = Field(description="`ok`, or what is wrong, of each")
 
 
 @router.get("/healthz", summary="Whether the process answers")
@@ -40,4 +40,4 @@ async def readyz(state: Annotated[ServerState, Depends(state_of)], response: Res
     """200 where database, disk, writer and clock were looked at just now and are well; else 503 and what is wrong."""
     report = await state.readiness.report()
     response.status_code = 200 if report.is_ready else 503
-    return Ready(ready=report.is_ready, checks=report.found)
+    return Ready(ready=report.is_ready, checks={name: wrong or "ok" for name, wrong in report.found.items()})

@@ -35,6 +35,9 @@ _LONGEST = 400 * DAY
 """A year and a month: its rows are added up when asked for."""
 
 
+Price = Annotated[float | None, Query(ge=0, le=1e6, allow_inf_nan=False, description="of a kWh, for money")]
+
+
 class UsageLine(msgspec.Struct, frozen=True, kw_only=True):
     """One line, with the definitions of the agent's `report`; of the names those that `by` makes sense of are set.
 
@@ -70,7 +73,11 @@ class UsageLine(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class IdleLine(msgspec.Struct, frozen=True, kw_only=True):
-    """One GPU's idle time; each figure with the share of the possible time that it is known for."""
+    """One GPU's idle time; each figure with the share of the possible time that it is known for.
+
+    `idle_energy_estimated_kwh` takes its mean power of all the time for that of the idle time, and so is rather too
+    much than too little; `idle_money_estimated` is that times `price`.
+    """
 
     uid: str
     index: int | None
@@ -86,6 +93,8 @@ class IdleLine(msgspec.Struct, frozen=True, kw_only=True):
     idle_coverage: float
     held_idle_hours: float | None
     held_idle_coverage: float
+    idle_energy_estimated_kwh: float | None
+    idle_money_estimated: float | None
 
 
 class UsageAnswer(msgspec.Struct, frozen=True, kw_only=True):
@@ -126,9 +135,7 @@ def usage_of(
     contract: Text = None,
     model: Text = None,
     include: Include = None,
-    price: Annotated[
-        float | None, Query(ge=0, le=1e6, allow_inf_nan=False, description="of a kWh, for `money`")
-    ] = None,
+    price: Price = None,
     format: Format = None,
 ) -> Response:
     """GPU-hours, idle, held but idle and energy of whole periods; of the last 7 days where nothing is said."""
@@ -167,6 +174,7 @@ def idle(
     contract: Text = None,
     model: Text = None,
     include: Include = None,
+    price: Price = None,
     format: Format = None,
 ) -> Response:
     """Who idled longest in the last 7 days, or in the span that is asked for."""
@@ -181,7 +189,7 @@ def idle(
             order == "held",
             limit,
         )
-    items = [_idle(line) for line in lines]
+    items = [_idle(line, price) for line in lines]
     whole = IdleAnswer(
         since=stamp(asked.since) or "",
         until=stamp(asked.until) or "",
@@ -224,12 +232,18 @@ def _line(line: Line, by: By | None, price: float | None) -> UsageLine:
     )
 
 
-def _idle(line: Line) -> IdleLine:
+def _idle(line: Line, price: float | None) -> IdleLine:
     card, of = line.card, _figures(line, None)
     assert card is not None
+    tally = line.tally
+    seconds = tally.counter_seconds + tally.power_seconds
+    joules = tally.counter_joules + tally.power_joules
+    kwh = joules / seconds * tally.idle / 3.6e6 if seconds and of.idle_hours is not None else None
     return IdleLine(
         uid=card.uid, index=card.index, name=card.name, node=card.node, hostname=card.hostname,
         contract_number=card.contract, source=card.source, simulated=card.origin != REAL, gpu_hours=of.gpu_hours,
         coverage=of.coverage, idle_hours=of.idle_hours, idle_coverage=of.idle_coverage,
         held_idle_hours=of.held_idle_hours, held_idle_coverage=of.held_idle_coverage,
+        idle_energy_estimated_kwh=None if kwh is None else round(kwh, 4),
+        idle_money_estimated=None if kwh is None or price is None else round(kwh * price, 4),
     )  # fmt: skip

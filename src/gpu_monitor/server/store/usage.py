@@ -48,6 +48,10 @@ from gpu_monitor.server.store.values import identity_of
 
 REAL, PLAYED = "real", ("simulated", "replay")
 NOBODY, UNKNOWN_USER = "(nobody)", "(unknown user)"
+_BY_USER = (
+    "by user: the server holds whole hours, each shared among those whose processes were there by how long they were;"
+    " the agent's own report goes by minutes and may differ"
+)
 _LONGEST_HOURS = 24
 """No period is longer, so only those that begin within a day of the end can reach over it."""
 
@@ -118,6 +122,8 @@ def usage(
         return result
     cut = _cut(connection, span)
     result.notes = cut.notes(connection, span, {agent for agent, _ in cards})
+    if by is By.USER:
+        result.notes.append(_BY_USER)
     whole = _tallies(connection, cards, span, cut)
     found = _Found(cards, whole, span)
     for origin in found.origins:
