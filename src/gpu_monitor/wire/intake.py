@@ -23,6 +23,9 @@ DEPTH = 16
 PERIODS = frozenset(3600 * hours for hours in (1, 2, 3, 4, 6, 8, 12, 24))
 EXTRA_BYTES = 64 << 10
 """Of unknown fields, for one GPU entry and for one envelope: room for what is to come, not for a store."""
+REPORT_ITEMS = 16_384
+"""Gaps, events and processes of one report together: a day of 8 GPUs with a new process on each every minute has
+11,520. Beyond, one sender's writing is everybody's waiting."""
 _LIST_ITEMS = 65_536
 _HASHED_AT_ONCE, _HASHED_ASIDE = 2047, 256 << 10
 _EARLIEST, _LATEST = 946_684_800, 7_258_118_400
@@ -264,6 +267,7 @@ def _intake(
     digest: bytes | None,
 ) -> Intake:
     start = _start(head)
+    _check_items(rest)
     return Intake(
         report_id=head.report_id,
         revision=head.revision,
@@ -283,6 +287,17 @@ def _intake(
         body_digest=digest or sha256(body),
         body_bytes=len(body),
     )
+
+
+def _check_items(rest: Any) -> None:
+    counts = {name: len(getattr(rest, name)) for name in ("gaps", "events", "processes")}
+    count = sum(counts.values())
+    if count > REPORT_ITEMS:
+        most = max(counts, key=counts.__getitem__)
+        raise Malformed(
+            most,
+            f"{counts[most]} of {count} gaps, events and processes; a report holds at most {REPORT_ITEMS}",
+        )
 
 
 def _start(head: _Head) -> int:
@@ -383,7 +398,10 @@ def _take_head(given: dict[str, msgspec.Raw], kept: dict[str, msgspec.Raw]) -> _
 def _take_list(raw: msgspec.Raw | None, kind: type, name: str, kept: dict[str, msgspec.Raw]) -> Iterator[Any]:
     if raw is None:
         return
-    for number, item in enumerate(_decode(raw, list[msgspec.Raw], name)):
+    items = _decode(raw, list[msgspec.Raw], name)
+    if len(items) > REPORT_ITEMS:
+        raise Malformed(name, f"{len(items)} of them; a report holds at most {REPORT_ITEMS}")
+    for number, item in enumerate(items):
         yield _take(item, kind, f"{name}[{number}]", kept)
 
 

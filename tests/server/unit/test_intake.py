@@ -221,3 +221,21 @@ def test_a_batch_gives_the_exact_bytes_of_each_report() -> None:
     assert [bytes(part) for part in read_batch(join(bodies))] == bodies
     with pytest.raises(Malformed):
         read_batch(join([b"{}"] * 65))
+
+
+@pytest.mark.parametrize("extra", [{}, {"unknown": 1}], ids=["as known", "with an unknown field"])
+def test_gaps_events_and_processes_are_bounded_together(extra: dict[str, Any]) -> None:
+    process = REPORT["processes"][0]
+    gap = REPORT["gaps"][0]
+
+    def read(gaps: int, processes: int) -> Any:
+        return read_report(
+            encode({**make_report(gaps=[gap] * gaps, processes=[process] * processes), **extra})
+        )
+
+    taken = read(6384, 10_000)
+    assert (len(taken.gaps), len(taken.processes)) == (6384, 10_000)
+    for gaps, processes, field in ((6385, 10_000, "processes"), (10_000, 6385, "gaps"), (16_385, 0, "gaps")):
+        with pytest.raises(Malformed) as refused:
+            read(gaps, processes)
+        assert refused.value.field == field
