@@ -128,7 +128,8 @@ def test_wrong_reports_of_a_batch_hold_no_frames() -> None:
         gate=Gate(), arrivals=Arrivals(), shaper=Shaper(), clock=SystemClock(), metrics=OwnMetrics(),
         watch=SimpleNamespace(seconds=lambda _node: None),
     )  # fmt: skip
-    front = IngestFront(Outermost, state)
+    not_reached: Any = None
+    front = IngestFront(not_reached, state)
     answers: list[Any] = []
 
     async def receive() -> Any:

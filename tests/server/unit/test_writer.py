@@ -187,7 +187,9 @@ def test_a_light_report_waits_for_one_heavy_one_at_most(store: Store) -> None:
 
     async def work(writer: GroupWriter) -> list[list[int]]:
         commits: list[list[int]] = []
-        writer.listen(lambda one: commits.append(sorted(touched.hour - HOUR for touched in one.touched)))
+        writer.listen(
+            lambda one: commits.append(sorted((touched.hour or 0) - HOUR for touched in one.touched))
+        )
         jobs = [writer.write([heavy(number)], 1000) for number in range(6)]
         jobs += [writer.write([submit(make_report(hour=HOUR + 10 + number))], 1000) for number in range(4)]
         answers = await asyncio.gather(*jobs)
