@@ -15,10 +15,13 @@ from gpu_monitor.server.auth.tokens import Grant, TokenBook, create_token
 from gpu_monitor.server.store import roster, schema
 from gpu_monitor.server.store.check import check
 from gpu_monitor.server.store.engine import Store
+from gpu_monitor.server.store.gpus import GpuFilter
 from gpu_monitor.server.store.judge import Refusal
 from gpu_monitor.server.store.retention import prune
 from gpu_monitor.server.store.rows import rows_of
 from gpu_monitor.server.store.shape import Shaper
+from gpu_monitor.server.store.span import Span
+from gpu_monitor.server.store.usage import By, Usage, idle_gpus, usage
 from gpu_monitor.server.store.write import Answer, GroupRecorder, Submission, Written
 from gpu_monitor.server.store.write_live import LiveBatch, shape_live
 from gpu_monitor.wire.intake import Malformed, read_report
@@ -600,3 +603,38 @@ def test_a_revision_without_a_common_gpu_is_another_machines(desk: Desk) -> None
     again = [make_report(revision=2, gpus=[make_entry(2), make_entry(3)]), make_report(revision=3, gpus=[]),
              make_report(revision=4, gpus=[make_entry(1)])]  # fmt: skip
     assert outcomes(desk.take(*again)) == ["stored"] * 3
+
+
+# --- one GPU, told by two nodes ------------------------------------------------------------------------------
+
+
+def used(desk: Desk, by: By) -> Usage:
+    with desk.store.read() as connection:
+        return usage(
+            connection, LOCAL, GpuFilter(), Span(float(START), float(START + 2 * 3600)), by, simulated=False
+        )
+
+
+def test_a_gpu_told_by_two_nodes_for_one_hour_is_not_one_with_two_hours(desk: Desk) -> None:
+    desk.take(make_report(gpus=1), make_report(hour=HOUR + 1, gpus=1), make_report(OTHER, gpus=1))
+    found = used(desk, By.GPU)
+    lines = {line.card.node: line for line in found.lines if line.card is not None}
+    assert {node: (line.tally.recorded, line.possible) for node, line in lines.items()} == {
+        NODE: (7200.0, 7200.0),
+        OTHER: (3600.0, 7200.0),
+    }
+    assert [(one.tally.recorded, one.possible) for one in found.totals] == [(10_800.0, 14_400.0)]
+    assert len(found.notes) == 1
+    assert found.notes[0].startswith("GPU-1 is reported by 2 nodes for the same hours")
+    with desk.store.read() as connection:
+        idle, _ = idle_gpus(
+            connection, LOCAL, GpuFilter(), Span(float(START), float(START + 7200)), False, False, 9
+        )
+    assert [line.tally.idle for line in idle] == [1200.0, 600.0]
+
+
+def test_a_gpu_that_moved_to_another_node_is_one(desk: Desk) -> None:
+    desk.take(make_report(gpus=1), make_report(OTHER, HOUR + 1, gpus=1))
+    found = used(desk, By.GPU)
+    assert [(line.tally.recorded, line.possible) for line in found.lines] == [(7200.0, 7200.0)]
+    assert found.notes == []

@@ -52,8 +52,12 @@ _BY_USER = (
     "by user: the server holds whole hours, each shared among those whose processes were there by how long they were;"
     " the agent's own report goes by minutes and may differ"
 )
+_NOTES, _NAMED_IN_NOTE = 5, 4
 _LONGEST_HOURS = 24
 """No period is longer, so only those that begin within a day of the end can reach over it."""
+
+
+Key = tuple[str, str, str]
 
 
 class By(str, Enum):
@@ -81,6 +85,12 @@ class Card(msgspec.Struct, frozen=True):
     contract: str
     period_seconds: int
     interval_seconds: int
+    apart: str = ""
+
+    @property
+    def key(self) -> Key:
+        """What makes it one GPU: in several places it is the same, unless two tell of the same hour (`apart`)."""
+        return self.uid, self.origin, self.apart
 
 
 @dataclass(frozen=True)
@@ -124,6 +134,8 @@ def usage(
     result.notes = cut.notes(connection, span, {agent for agent, _ in cards})
     if by is By.USER:
         result.notes.append(_BY_USER)
+    cards, told = _tell_apart(connection, cards, span)
+    result.notes += told
     whole = _tallies(connection, cards, span, cut)
     found = _Found(cards, whole, span)
     for origin in found.origins:
@@ -177,6 +189,51 @@ def _cards(connection: Connection, who: Principal, wanted: GpuFilter, span: Span
             contract, period or HOUR, interval or 60,
         )  # fmt: skip
     return found
+
+
+def _tell_apart(
+    connection: Connection, cards: dict[Place, Card], span: Span
+) -> tuple[dict[Place, Card], list[str]]:
+    """The cards with GPUs of which several nodes tell the same hour held apart by node, and a note that says so.
+
+    Added up they were one GPU with twice the hours there are. One that only moved to another node stays one.
+    """
+    places: dict[tuple[str, str], list[Place]] = {}
+    for place, card in cards.items():
+        places.setdefault((card.uid, card.origin), []).append(place)
+    several = {key: found for key, found in places.items() if len({agent for agent, _ in found}) > 1}
+    changed, notes = dict(cards), []
+    for (uid, _), found in sorted(several.items()):
+        if _has_common_hour(connection, found, span):
+            changed.update(
+                (place, msgspec.structs.replace(cards[place], apart=cards[place].node)) for place in found
+            )
+            names = sorted({cards[place].hostname or cards[place].node for place in found})
+            notes.append(
+                f"{uid} is reported by {len(found)} nodes for the same hours ({', '.join(names[:_NAMED_IN_NOTE])}):"
+                " each has a line of its own"
+            )
+    if len(notes) > _NOTES:
+        notes[_NOTES:] = [f"so are {len(notes) - _NOTES} more GPUs"]
+    return changed, notes
+
+
+def _has_common_hour(connection: Connection, places: list[Place], span: Span) -> bool:
+    """Whether periods of two nodes overlap."""
+    query = (
+        select(aggregates.c.agent, aggregates.c.hour, receipts.c.period_seconds)
+        .join(receipts, and_(receipts.c.agent == aggregates.c.agent, receipts.c.hour == aggregates.c.hour))
+        .where(
+            tuple_(aggregates.c.agent, aggregates.c.gpu).in_(places),
+            aggregates.c.hour >= span.first_hour - _LONGEST_HOURS,
+            aggregates.c.hour < span.end_hour,
+        )
+    )
+    owner: dict[int, int] = {}
+    for agent, hour, seconds in connection.execute(query):
+        if any(owner.setdefault(one, agent) != agent for one in range(hour, hour + seconds // HOUR)):
+            return True
+    return False
 
 
 # --- which periods -------------------------------------------------------------------------------------
@@ -279,24 +336,23 @@ class _Found:
 
     def __init__(self, cards: dict[Place, Card], tallies: dict[Place, Tally], span: Span) -> None:
         self.places = cards
-        self.cards: dict[tuple[str, str], Card] = {(card.uid, card.origin): card for card in cards.values()}
+        self.cards: dict[Key, Card] = {card.key: card for card in cards.values()}
         self._span = span
-        self._tallies: dict[tuple[str, str], Tally] = {}
+        self._tallies: dict[Key, Tally] = {}
         self.by_place = tallies
         for place, tally in tallies.items():
-            card = cards[place]
-            self._tallies.setdefault((card.uid, card.origin), Tally()).add(tally.values())
-        uids = {uid for uid, _ in self.cards}
+            self._tallies.setdefault(cards[place].key, Tally()).add(tally.values())
+        uids = {uid for uid, _, _ in self.cards}
         self.counted = {key for key, card in self.cards.items() if card.parent_uid not in uids}
-        self.origins = sorted({origin for _, origin in self.cards}, key=(REAL, *PLAYED).index)
+        self.origins = sorted({origin for _, origin, _ in self.cards}, key=(REAL, *PLAYED).index)
 
-    def tally(self, key: tuple[str, str]) -> Tally:
+    def tally(self, key: Key) -> Tally:
         """What was recorded of a GPU."""
         return self._tallies.get(key) or Tally()
 
     def count(self, origin: str) -> int:
         """How many GPUs there are of an origin, instances not counted beside their GPU."""
-        return sum(own == origin for _, own in self.counted)
+        return sum(own == origin for _, own, _ in self.counted)
 
     def total(self, origin: str) -> Line:
         """All GPUs of an origin together."""
@@ -306,7 +362,7 @@ class _Found:
     def counted_places(self, origin: str) -> list[Place]:
         """Where the rows of the counted GPUs of an origin are."""
         return [
-            place for place, card in self.places.items() if card.origin == origin and (card.uid, origin) in self.counted
+            place for place, card in self.places.items() if card.origin == origin and card.key in self.counted
         ]  # fmt: skip
 
     def lines(self, whole: Line, by: By) -> list[Line]:
@@ -335,9 +391,14 @@ class _Found:
         lines = []
         for key, places in groups.items():
             tally = _sum(self.by_place.get(place) or Tally() for place in places)
-            count = len({self.places[place].uid for place in places})
+            count = len({self.places[place].key for place in places})
             lines.append(Line(key, whole.origin, tally, tally, self._span.seconds * count, examples[key]))
         return sorted(lines, key=lambda line: (-line.tally.recorded, line.key))
+
+
+def _key_of(line: Line) -> Key:
+    assert line.card is not None
+    return line.card.key
 
 
 def _gpu_order(line: Line) -> tuple[Any, ...]:
@@ -372,20 +433,20 @@ def idle_gpus(
     if not counted:
         return [], excluded
     row = aggregates.c
+    counted, _ = _tell_apart(connection, counted, span)
     conditions = _cut(connection, span).conditions(span)
     ranked = (
         select(row.agent, row.gpu, func.sum(row.held_idle_seconds if held else row.idle_seconds))
         .where(*conditions, *_only(counted))
         .group_by(row.agent, row.gpu)
     )
-    idle: dict[tuple[str, str], int] = {}
+    idle: dict[Key, int] = {}
     for agent, gpu, seconds in connection.execute(ranked):
         card = counted.get((agent, gpu))
         if card is not None:
-            key = (card.uid, card.origin)
-            idle[key] = idle.get(key, 0) + int(seconds or 0)
+            idle[card.key] = idle.get(card.key, 0) + int(seconds or 0)
     shown = set(sorted(idle, key=lambda key: (-idle[key], key))[:limit])
-    chosen = {place: card for place, card in counted.items() if (card.uid, card.origin) in shown}
+    chosen = {place: card for place, card in counted.items() if card.key in shown}
     sums = select(*(func.sum(one) for one in _SUMS)).where(*conditions)
     tallies = {
         place: _tally(connection.execute(sums.where(row.agent == place[0], row.gpu == place[1])).one())
@@ -393,7 +454,7 @@ def idle_gpus(
     }
     found = _Found(chosen, tallies, span)
     lines = [line for origin in found.origins for line in found.lines(found.total(origin), By.GPU)]
-    return sorted(lines, key=lambda line: (-idle[line.key, line.origin], line.key)), excluded
+    return sorted(lines, key=lambda line: (-idle[_key_of(line)], line.key)), excluded
 
 
 # --- by day --------------------------------------------------------------------------------------------
