@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from urllib.parse import quote
 
 import pytest
@@ -145,9 +146,15 @@ def test_a_contracts_token_sees_its_contract_only(asked: Asked) -> None:
     assert asked.get("/api/reports/quarantine", token)["items"] == []
     power = asked.get("/api/series", token, metric="power_usage", agg="sum", since=0, to=1, node=B)
     assert power["items"][0]["value"] == [100]
-    assert len(asked.server.ask("GET", "/metrics", token=token).body) < len(
-        asked.server.ask("GET", "/metrics").body
-    )
+    told, own = (asked.server.ask("GET", "/metrics", token=one).body.decode() for one in (None, token))
+    assert (BUSY in told, BUSY in own, PLAIN in own) == (True, False, True)
+    # What the server counts is of all contracts together.
+    assert [
+        len(re.findall(r"^gpu_monitor_server_(?!nodes|silent)", text, re.M)) > 0 for text in (told, own)
+    ] == [
+        True,
+        False,
+    ]
     for path in (
         f"/api/nodes/{A}",
         f"/api/gpus/{BUSY}",

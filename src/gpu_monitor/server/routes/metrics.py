@@ -30,12 +30,17 @@ _HARMLESS = frozenset(throttle_names(HARMLESS_REASONS))
     },
 )
 def metrics(state: State, who: Reader) -> Response:
-    """Values of GPUs that count as now, with uid, node, contract and simulated as labels; then the server's own."""
+    """Values of GPUs that count as now, with uid, node, contract and simulated as labels.
+
+    For readers of all contracts the server's own follow.
+    """
     now = state.clock.now()
     with state.store.read() as connection:
         found = fleet_now(connection, who, GpuFilter(), now, simulated=True)
         nodes, reporting = count_nodes(connection, who, now)
-    lines = [*_fleet_lines(found.rows), *own_lines(state.metrics.snapshot())]
+    lines = [*_fleet_lines(found.rows)]
+    if who.contracts is None:  # of all contracts together, so for those who may see all
+        lines += own_lines(state.metrics.snapshot())
     lines += family(f"{OWN}nodes", "gauge", "nodes that ever reported", [("", nodes)])
     told = "nodes that have said nothing for longer than they should"
     lines += family(f"{OWN}silent_agents", "gauge", told, [("", nodes - reporting)])
