@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -352,6 +353,17 @@ HOUR = int(T // 3600)
 def test_late(now: float, last_hour: int | None, expected: list[object], recheck: float | None) -> None:
     found = judged(Late(), node(now, last_live=now - 30, last_hour=last_hour))
     assert (brief(found.episodes), found.recheck) == (expected, recheck)
+
+
+def test_a_backlog_is_not_late_before_the_server_could_have_had_it() -> None:
+    # Its newest report is of the hour before T; the node was first heard of at T + 4 h 53 min.
+    def late(now: float) -> Judgement:
+        window = node(now, last_live=now - 30, last_hour=HOUR - 1)
+        return judged(Late(), replace(window, first_seen=T + 4 * H + 53 * M))
+
+    assert late(T + 4 * H + 54 * M) == Judgement((), T + 4 * H + 54 * M, T + 5 * H + 23 * M)
+    (episode,) = late(T + 5 * H + 23 * M).episodes
+    assert (episode.since, episode.message[-14:]) == (T + 4 * H + 53 * M, "is 30 min late")
 
 
 def test_a_silent_node_is_not_late_as_well() -> None:

@@ -137,7 +137,8 @@ def _row(row: Any) -> AlertRow:
         id=row.id, rule=row.rule, state=row.state, severity=row.severity, node=row.uuid, hostname=row.hostname,
         contract_number=row.number, gpu=row.uid, gpu_name=row.gpu_name, since=stamp(_fine(row.since)) or "",
         seen=stamp(_fine(row.seen)) or "", fired=stamp(_fine(row.fired)), resolved=stamp(_fine(row.resolved)),
-        ending=row.ending, value=row.value, message=row.message, advice=row.advice, past=row.past,
+        ending=row.ending,
+        value=None if row.value is None else round(row.value, 3), message=row.message, advice=row.advice, past=row.past,
         silenced=row.silenced, simulated=row.simulated, acknowledged=stamp(_fine(row.acknowledged)),
         acknowledged_by=row.acknowledged_by,
     )  # fmt: skip

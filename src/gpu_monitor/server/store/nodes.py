@@ -166,7 +166,7 @@ def _node(row: Any, now: float) -> Node:
         first_seen=stamp(row.first_seen) or "",
         period_seconds=row.period_seconds,
         collection_interval_seconds=row.interval_seconds,
-        skew_seconds=row.skew_seconds,
+        skew_seconds=None if row.skew_seconds is None else round(row.skew_seconds, 3),
         skew_measured=stamp(row.skew_measured),
         os=row.os,
         agent_version=row.agent_version,

@@ -24,7 +24,8 @@ def judge(spec: Late, window: NodeWindow) -> Judgement:
         begins = (window.first_seen // period + 1) * period  # the first whole period that it can report
     else:
         begins = float(window.last_hour * _HOUR + period)
-    expected = begins + period
+    # What ended before the node was known could not have come: a backlog is not late on its first day.
+    expected = max(begins + period, window.first_seen)
     deadline = expected + spec.grace_seconds
     if window.now < deadline:
         return Judgement((), window.now, deadline)
