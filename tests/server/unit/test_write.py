@@ -638,3 +638,17 @@ def test_a_gpu_that_moved_to_another_node_is_one(desk: Desk) -> None:
     found = used(desk, By.GPU)
     assert [(line.tally.recorded, line.possible) for line in found.lines] == [(7200.0, 7200.0)]
     assert found.notes == []
+
+
+def test_tokens_that_no_agent_ever_used_go_after_a_month(desk: Desk) -> None:
+    enrol = principal_of(desk, contract=CONTRACT, enrol=True)
+    desk.write(desk.submit(make_report(), enrol))
+    second = only(desk.write(desk.submit(make_report(), enrol)))
+    assert isinstance(second, Answer)
+    assert second.node_token is not None
+    desk.write(desk.submit(make_report(hour=HOUR + 1), find(desk, second.node_token)))
+    assert len(desk.rows(schema.tokens, "id")) == 3  # the enrolling one, a surplus one, the used one
+    prune(desk.store, NOW + 29 * 86_400, threading.Event())
+    assert len(desk.rows(schema.tokens, "id")) == 3
+    prune(desk.store, NOW + 31 * 86_400, threading.Event())
+    assert [row[0] for row in desk.rows(schema.tokens, "enrol", "revoked")] == [False, True]

@@ -34,6 +34,7 @@ Progress = Callable[[str, int, int], None]
 
 _PAGES = 2048
 """8 MiB between two words about progress."""
+_BAD_COPY = "This copy is of no use: name another one. The database was not touched."
 _HEADER = b"SQLite format 3\0"
 
 
@@ -160,7 +161,10 @@ def verify_copy(url: URL, source: Path, clock: Clock, progress: Progress) -> Che
         refuse_unknown(dumped_version(source), str(source))
         read_through(source)
         return None
-    report = verify_file(source, clock, progress)
+    try:
+        report = verify_file(source, clock, progress)
+    except StorageCorrupt as error:
+        raise StorageCorrupt(error.message, _BAD_COPY) from error
     _refuse_different(report, str(source))
     return report
 

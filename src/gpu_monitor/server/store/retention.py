@@ -58,6 +58,7 @@ class Rule:
     within: str | None = None
 
 
+_SURPLUS = schema.tokens.c.parent.is_not(None) & schema.tokens.c.first_used.is_(None)
 RULES: tuple[Rule, ...] = (
     Rule(schema.aggregates, "hour", YEAR, _HOUR, split=AGGREGATES),
     Rule(schema.host_hours, "hour", YEAR, _HOUR),
@@ -75,6 +76,8 @@ RULES: tuple[Rule, ...] = (
     Rule(schema.outbox, "created", YEAR, only=schema.outbox.c.next_try.is_(None)),
     Rule(schema.silences, "stop", YEAR),
     Rule(schema.audit, "time", YEAR),
+    # Surplus ones that an enrolling agent never used; used ones say which node has a token of its own.
+    Rule(schema.tokens, "revoked", 30 * _DAY, only=_SURPLUS),
 )
 """What is kept how long. Who there is (nodes, GPUs, facts) and the fleet's hours are small and stay."""
 
