@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from html import escape
+from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.concurrency import run_in_threadpool
@@ -146,8 +147,12 @@ def _nodes(found: list[Node], more: bool) -> str:
 
 def _gpus(found: list[FleetGpu]) -> str:  # type: ignore[valid-type]  # made from the catalogue
     rows = []
-    for gpu in found[:_ROWS]:
-        shown = {name: getattr(gpu, name) for name in gpu.__struct_fields__}  # type: ignore[attr-defined]
+    given: list[dict[str, Any]] = [
+        {name: getattr(gpu, name) for name in gpu.__struct_fields__}  # type: ignore[attr-defined]
+        for gpu in found
+    ]
+    given.sort(key=lambda shown: (shown["hostname"] or shown["node"], shown["index"] or 0, shown["uid"]))
+    for shown in given[:_ROWS]:
         used, total = shown["memory_used"], shown["memory_total"]
         rows.append(
             (
