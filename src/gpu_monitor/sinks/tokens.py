@@ -160,7 +160,10 @@ def digest_of(token: str | None) -> str:
 
 def server_of(url: str) -> str:
     """The server a URL leads to: a token goes to the one that gave it and to no other."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # an address that cannot be used, which the first request says: nobody else's, at least
+        return url
     return f"{parts.scheme}://{parts.netloc}"
 
 
