@@ -162,7 +162,7 @@ def server_of(url: str) -> str:
     """The server a URL leads to: a token goes to the one that gave it and to no other."""
     try:
         parts = urlsplit(url)
-    except ValueError:  # an address that cannot be used, which the first request says: nobody else's, at least
+    except ValueError:  # it cannot be used, which the first request says
         return url
     return f"{parts.scheme}://{parts.netloc}"
 
