@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from fastapi import Depends, Query
+from fastapi.dependencies.models import Dependant
 from starlette.requests import Request
 
 from gpu_monitor.core.errors import UsageError
@@ -100,4 +102,11 @@ def refuse_unknown(request: Request) -> None:
 
 
 def _names(request: Request) -> list[str]:
-    return [field.alias for field in request.scope["route"].dependant.query_params]
+    return list(_told(request.scope["route"].dependant))
+
+
+def _told(dependant: Dependant) -> Iterator[str]:
+    """The names of the query parameters of a route and of what it depends on."""
+    yield from (field.alias for field in dependant.query_params)
+    for inner in dependant.dependencies:
+        yield from _told(inner)
