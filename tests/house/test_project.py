@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.house.tree import PACKAGE, ROOT, SOURCE
+from tests.house.tree import PACKAGE, ROOT, SOURCE, imports, modules, own_module
+
+MIT = "# SPDX-License-Identifier: MIT\n"
 
 PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 PACKAGES = sorted(path.parent for path in (SOURCE / PACKAGE).glob("*/__init__.py"))
@@ -60,7 +62,26 @@ def test_the_licence_is_the_one_that_is_declared() -> None:
     assert "GNU GENERAL PUBLIC LICENSE" in licence
     assert "Version 3, 29 June 2007" in licence
     assert "END OF TERMS AND CONDITIONS" in licence
-    assert 'license = "GPL-3.0-or-later"' in PYPROJECT
+    assert 'license = "GPL-3.0-or-later AND MIT"' in PYPROJECT
+    assert "MIT License" in (ROOT / "LICENSES/MIT.txt").read_text(encoding="utf-8")
+
+
+def test_what_a_training_script_imports_carries_the_free_licence() -> None:
+    below = {module.name: module for module in modules()}
+    wanted = {name for name in below if name.split(".")[1:2] in (["core"], ["training"])}
+    reached: set[str] = set()
+    while wanted - reached:
+        name = (wanted - reached).pop()
+        reached.add(name)
+        targets = {own_module(found.target) for found in imports() if found.module.name == name}
+        wanted |= {target for target in targets if target is not None and target != PACKAGE}
+    unmarked = [
+        name
+        for name in sorted(reached)
+        if not below[name].path.read_text(encoding="utf-8").startswith(MIT)
+        and below[name].path.stat().st_size
+    ]
+    assert "\n".join(unmarked) == "", "a script that imports the SDK imports these: they carry MIT"
 
 
 def test_there_are_scripts_for_the_first_day() -> None:

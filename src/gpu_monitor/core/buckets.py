@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Intervals and periods: where a moment belongs, and when a period is closed. Pure maths."""
 
 from __future__ import annotations

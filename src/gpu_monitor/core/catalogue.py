@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Every metric once: its name, unit, range, how a minute keeps it and how an hour rolls it up.
 
 Columns, payload, fields of the command line and the generated tables all come from `METRICS`.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Time as an argument: the only module that calls `time`."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The one tree of errors: each leaf has an exit code and says what to do next."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Imports of third-party packages without the modules they load and we never use."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The records that pass between sources, collector, store and ledger. All frozen."""
 
 from __future__ import annotations

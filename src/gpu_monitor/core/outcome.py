@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What came of one attempt to deliver."""
 
 from __future__ import annotations

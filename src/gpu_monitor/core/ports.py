@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The small interfaces between layers; each docstring is the guarantee its contract tests check."""
 
 from __future__ import annotations

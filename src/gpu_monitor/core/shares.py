@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Whose processes were on which GPU when: cuts each GPU's time into stretches with the same users on it.
 
 Process lists are taken at the end of an interval, at most every 30 s, so a process that was seen from

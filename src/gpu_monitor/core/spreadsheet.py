@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Values as cells of a CSV that people open in a spreadsheet. Pure."""
 
 from __future__ import annotations

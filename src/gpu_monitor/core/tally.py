@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Sums of recorded time and energy, and the figures a report makes of them: agent and server alike. Pure."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Text that a terminal only shows: without characters that move its cursor, ring it or turn its lines round."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Times as people type and read them, to UTC epoch seconds and back. Pure: `now` is an argument."""
 
 from __future__ import annotations

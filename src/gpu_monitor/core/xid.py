@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What NVIDIA's Xid numbers mean and what to do about each.
 
 Meanings and actions follow NVIDIA's Xid catalogue
