@@ -15,7 +15,7 @@ from sqlalchemy import create_engine, inspect
 
 from gpu_monitor.server.store.engine import open_store
 from gpu_monitor.server.store.migrate import REVISIONS, SCRIPTS, VERSIONS
-from gpu_monitor.server.store.schema import metadata
+from gpu_monitor.server.store.schema_experiments import metadata
 
 _HEAD = '''"""{title}.
 

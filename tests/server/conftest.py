@@ -13,7 +13,7 @@ from sqlalchemy import inspect
 from gpu_monitor.server.store import migrate
 from gpu_monitor.server.store.engine import Store, open_store
 from gpu_monitor.server.store.migrate import REVISIONS, SCRIPTS
-from gpu_monitor.server.store.schema import metadata
+from gpu_monitor.server.store.schema_experiments import metadata
 from tests.server.postgres import WHY_NOT, Cluster, running_cluster
 
 

@@ -1,6 +1,7 @@
 """Makes SQLite databases in a folder, and dies by SIGKILL at each statement of that in turn.
 
-Run as a program of its own (`migrating.py FOLDER`), for a test's process has threads and must not fork.
+Run as a program of its own (`migrating.py FOLDER [VERSION]`), for a test's process has threads and must not fork.
+With a version each begins with the tables of that version and a row in them; else with nothing.
 Prints one JSON line for each statement: how the child ended, how many tables the file had then, and how many
 after it was opened again; the last line is of one file for all the kills together.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import sys
@@ -21,6 +23,7 @@ import alembic.operations
 import alembic.script  # noqa: F401
 from sqlalchemy import Engine, event
 
+from gpu_monitor.server.store import migrate
 from gpu_monitor.server.store.engine import open_store
 
 
@@ -64,17 +67,41 @@ def tables(path: Path) -> int:
         )
 
 
+def make_older(folder: Path, version: str) -> Path:
+    """A file with the tables of `version`, as the program of then made it, and a row."""
+    older = folder / "older"
+    (older / "versions").mkdir(parents=True)
+    for name in migrate.REVISIONS[: migrate.REVISIONS.index(version) + 1]:
+        (script,) = (migrate.SCRIPTS / "versions").glob(f"r{name}_*.py")
+        shutil.copy(script, older / "versions")
+    path, newest = folder / "older.db", (migrate.SCRIPTS, migrate.REVISIONS)
+    migrate.SCRIPTS, migrate.REVISIONS = older, (version,)
+    with contextlib.closing(open_store(f"sqlite:///{path}")) as store, store.write() as connection:
+        connection.exec_driver_sql("INSERT INTO contracts (number) VALUES ('12345')")
+    migrate.SCRIPTS, migrate.REVISIONS = newest
+    return path
+
+
 def main() -> None:
     """Fork, let die, look, open again."""
     folder = Path(sys.argv[1])
-    made = int(in_child(folder / "count.db", 0))
+    older = make_older(folder, sys.argv[2]) if len(sys.argv) > 2 else None
+
+    def begin(name: str) -> Path:
+        path = folder / name
+        if older is not None:
+            shutil.copy(older, path)
+        return path
+
+    made = int(in_child(begin("count.db"), 0))
+    one = begin("one.db")
     for last in range(1, made + 1):
-        path = folder / f"{last}.db"
+        path = begin(f"{last}.db")
         how, left = in_child(path, last), tables(path)
         again = in_child(path, 0)
         print(json.dumps([last, how, left, again.isdigit(), tables(path)]))
-        in_child(folder / "one.db", last)
-    print(json.dumps([0, in_child(folder / "one.db", 0), 0, True, tables(folder / "one.db")]))
+        in_child(one, last)
+    print(json.dumps([0, in_child(one, 0), 0, True, tables(one)]))
 
 
 if __name__ == "__main__":

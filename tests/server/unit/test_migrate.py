@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -18,7 +20,7 @@ from gpu_monitor.core.errors import StorageBusy, StorageForeign
 from gpu_monitor.server.store import migrate
 from gpu_monitor.server.store.engine import Store, open_store
 from gpu_monitor.server.store.migrate import REVISIONS, SCRIPTS, VERSIONS
-from gpu_monitor.server.store.schema import metadata
+from gpu_monitor.server.store.schema_experiments import metadata
 from gpu_monitor.server.store.url import parse_url
 from tests.server import migrating
 from tests.server.postgres import Cluster
@@ -39,6 +41,41 @@ def test_killed_at_every_statement_it_is_all_or_nothing(tmp_path: Path) -> None:
     assert {left for _, _, left, _, _ in each} <= {0, ALL}
     assert {(again, after) for _, _, _, again, after in each} == {(True, ALL)}
     assert together == ALL
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fork")
+def test_killed_between_two_versions_it_is_the_older_or_the_newer_one(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, migrating.__file__, tmp_path, "0001"], capture_output=True, text=True, check=True,
+        timeout=170, cwd=Path(__file__).parents[3],
+    )  # fmt: skip
+    *each, (_, _, _, _, together) = [json.loads(line) for line in done.stdout.splitlines()]
+    (older,) = {left for _, _, left, _, _ in each} - {ALL}
+    assert 30 < older < ALL
+    assert {how for _, how, _, _, _ in each} == {"killed"}
+    assert {(again, after) for _, _, _, again, after in each} == {(True, ALL)}
+    assert together == ALL
+    with contextlib.closing(sqlite3.connect(tmp_path / "one.db")) as connection:
+        assert connection.execute("SELECT number FROM contracts").fetchall() == [("12345",)]
+
+
+def test_a_version_only_adds(tmp_path: Path) -> None:
+    """Processes of the version before go on with the tables of the newer one."""
+    before: dict[str, set[tuple[object, ...]]] = {}
+    for version in REVISIONS:
+        (tmp_path / version).mkdir()
+        path = migrating.make_older(tmp_path / version, version)
+        with contextlib.closing(sqlite3.connect(path)) as connection:
+            names = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+            now = {
+                name: {row[1:] for row in connection.execute(f"PRAGMA table_info({name})")}
+                for (name,) in names
+            }
+        for name, columns in before.items():
+            assert columns <= now[name], f"{version} takes something of {name} away"
+            # What is new there is not asked of a program that does not know it.
+            assert not [one for one in now[name] - columns if one[2] and one[3] is None], name
+        before = now
 
 
 def test_the_chain_is_the_one_that_is_named() -> None:

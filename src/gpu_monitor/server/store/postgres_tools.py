@@ -14,7 +14,7 @@ from sqlalchemy.engine import URL
 
 from gpu_monitor.core.errors import StorageCorrupt, StorageError, StorageForeign
 from gpu_monitor.server.store.migrate import VERSIONS
-from gpu_monitor.server.store.schema import metadata
+from gpu_monitor.server.store.schema_experiments import metadata
 
 _MAGIC = b"PGDMP"
 
