@@ -31,7 +31,6 @@ from gpu_monitor.server.store.series import (
     HOST_PREFIX,
     KNOWN,
     LIVE,
-    Agg,
     Question,
     Series,
     SeriesPoint,
@@ -41,6 +40,7 @@ from gpu_monitor.server.store.series import (
     step_for,
 )
 from gpu_monitor.server.store.span import DAY, HOUR, Span
+from gpu_monitor.server.store.steps import Agg
 from gpu_monitor.server.store.targets import Target, TargetKind, find_target, with_instances
 from gpu_monitor.server.store.values import stamp
 

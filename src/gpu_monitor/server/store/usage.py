@@ -7,7 +7,7 @@ shared among those whose processes were there, by how long; how busy each one's 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -432,29 +432,45 @@ def idle_gpus(
     excluded = len({card.uid for card in cards.values()} - {card.uid for card in counted.values()})
     if not counted:
         return [], excluded
-    row = aggregates.c
     counted, _ = _tell_apart(connection, counted, span)
     conditions = _cut(connection, span).conditions(span)
-    ranked = (
-        select(row.agent, row.gpu, func.sum(row.held_idle_seconds if held else row.idle_seconds))
-        .where(*conditions, *_only(counted))
-        .group_by(row.agent, row.gpu)
-    )
     idle: dict[Key, int] = {}
-    for agent, gpu, seconds in connection.execute(ranked):
-        card = counted.get((agent, gpu))
-        if card is not None:
-            idle[card.key] = idle.get(card.key, 0) + int(seconds or 0)
+    for place, seconds in _ranked(connection, counted, conditions, held):
+        key = counted[place].key
+        idle[key] = idle.get(key, 0) + seconds
     shown = set(sorted(idle, key=lambda key: (-idle[key], key))[:limit])
     chosen = {place: card for place, card in counted.items() if card.key in shown}
-    sums = select(*(func.sum(one) for one in _SUMS)).where(*conditions)
-    tallies = {
-        place: _tally(connection.execute(sums.where(row.agent == place[0], row.gpu == place[1])).one())
-        for place in chosen
-    }
+    sums = (
+        select(gpus.c.agent, gpus.c.ordinal, *(func.sum(one) for one in _SUMS))
+        .join(aggregates, _OF_GPU)
+        .where(tuple_(gpus.c.agent, gpus.c.ordinal).in_(list(chosen)), *conditions)
+        .group_by(gpus.c.agent, gpus.c.ordinal)
+    )
+    tallies = {(row[0], row[1]): _tally(row[2:]) for row in connection.execute(sums)}
     found = _Found(chosen, tallies, span)
     lines = [line for origin in found.origins for line in found.lines(found.total(origin), By.GPU)]
     return sorted(lines, key=lambda line: (-idle[_key_of(line)], line.key)), excluded
+
+
+_OF_GPU = and_(aggregates.c.agent == gpus.c.agent, aggregates.c.gpu == gpus.c.ordinal)
+
+
+def _ranked(
+    connection: Connection, cards: dict[Place, Card], conditions: list[ColumnElement[bool]], held: bool
+) -> Iterator[tuple[Place, int]]:
+    """The idle time of each of these GPUs with a row in the span (where none says it, 0), in tenths of seconds.
+
+    GPU by GPU, so that an index alone tells it, whether or not the database has counted its rows.
+    """
+    seconds = aggregates.c.held_idle_seconds if held else aggregates.c.idle_seconds
+    each = select(func.sum(func.coalesce(seconds, 0))).where(_OF_GPU, *conditions).correlate(gpus)
+    query = select(gpus.c.agent, gpus.c.ordinal, each.scalar_subquery())
+    agents = sorted({agent for agent, _ in cards})
+    if len(agents) <= _NAMED_AT_MOST:
+        query = query.where(gpus.c.agent.in_(agents))
+    for agent, ordinal, total in connection.execute(query):
+        if total is not None and (agent, ordinal) in cards:
+            yield (agent, ordinal), int(total)
 
 
 # --- by day --------------------------------------------------------------------------------------------
