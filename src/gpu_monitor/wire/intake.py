@@ -38,7 +38,7 @@ _Word = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
 _NODE_ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _AT = re.compile(r"(?s)(.*?)(?: - at `\$\.?(.*)`)?")
 _STRETCH = 64 << 10
-"""Bytes whose texts are taken out at once: a hostile body is cut into as many pieces as it has quotes."""
+"""Bytes whose depth is told at once: a hostile body is cut into as many pieces as it has quotes."""
 _NO_BRACKETS = bytes(set(range(256)) - set(b'[]{}"'))
 _AS_SQUARE = bytes.maketrans(b"{}", b"[]")
 
@@ -223,29 +223,54 @@ def sha256(data: bytes | memoryview) -> bytes:
     return hasher.digest()
 
 
-def check_depth(text: bytes | msgspec.Raw, depth: int) -> None:
-    """Malformed where JSON nests deeper than `depth`; the time it takes grows with its length alone."""
+def check_depth(text: bytes | msgspec.Raw, depth: int, stretch: int = _STRETCH) -> None:
+    """Malformed where JSON nests deeper than `depth`, or the brackets of a long one do not match.
+
+    It goes by stretches of so many bytes and ends at the first that is too deep. The time it takes grows with the
+    length alone, and no stretch keeps other threads from the interpreter for long.
+    """
     plain = bytes(text)
-    if plain.count(b"[") + plain.count(b"{") <= depth:
+    if len(plain) <= stretch and plain.count(b"[") + plain.count(b"{") <= depth:
         return
-    # Escaped quotes go first: of a row of backslashes each pair, then the one that is left and escapes a quote.
-    plain = plain.replace(rb"\\", b"").replace(rb"\"", b"").translate(_AS_SQUARE, _NO_BRACKETS)
-    brackets = _outside_of_texts(plain)
+    level = start = 0
+    is_inside = False
+    while start < len(plain):
+        piece = plain[start : start + stretch]
+        if (len(piece) - len(piece.rstrip(b"\\"))) % 2:  # what the last one escapes belongs to it
+            piece = plain[start : start + stretch + 1]
+        start += len(piece)
+        brackets, is_inside = _outside_of_texts(piece, is_inside)
+        level = _level_after(brackets, level, depth)
+    if level:
+        raise _too_deep(depth)
+
+
+def _level_after(brackets: bytes, level: int, depth: int) -> int:
+    """How deep it is after these brackets, `level` deep before them; Malformed where that was ever too much."""
+    after = level + 2 * brackets.count(b"[") - len(brackets)
+    if not 0 <= after <= depth:
+        raise _too_deep(depth)
+    # Opened and closed at its ends, it vanishes in as many rounds as it is deep.
+    rest = b"[" * level + brackets + b"]" * after
     for _ in range(depth):
-        brackets = brackets.replace(b"[]", b"")
-    if brackets:
-        raise Malformed("", f"the JSON nests deeper than {depth}, or its brackets do not match")
+        if not rest:
+            break
+        rest = rest.replace(b"[]", b"")
+    if rest:
+        raise _too_deep(depth)
+    return after
 
 
-def _outside_of_texts(plain: bytes) -> bytes:
-    """What does not stand between quotes; a text that never ends goes on to the end."""
-    found = bytearray()
-    is_inside = 0
-    for start in range(0, len(plain), _STRETCH):
-        pieces = plain[start : start + _STRETCH].split(b'"')
-        found += b"".join(pieces[is_inside::2])
-        is_inside = (is_inside + len(pieces) - 1) % 2
-    return bytes(found)
+def _too_deep(depth: int) -> Malformed:
+    return Malformed("", f"the JSON nests deeper than {depth}, or its brackets do not match")
+
+
+def _outside_of_texts(piece: bytes, is_inside: bool) -> tuple[bytes, bool]:
+    """The brackets, as square ones, that do not stand between quotes, and whether it ends inside of a text."""
+    # Escaped quotes go first: of a row of backslashes each pair, then the one that is left and escapes a quote.
+    plain = piece.replace(rb"\\", b"").replace(rb"\"", b"").translate(_AS_SQUARE, _NO_BRACKETS)
+    pieces = plain.split(b'"')
+    return b"".join(pieces[is_inside::2]), (is_inside + len(pieces) - 1) % 2 == 1
 
 
 def epoch(stamp: datetime, field: str) -> float:

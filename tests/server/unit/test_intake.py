@@ -189,8 +189,11 @@ def deepest(text: bytes) -> int:
     return highest if level == 0 else -1
 
 
+PIECES = st.lists(st.sampled_from([b"[", b"]", b"{", b"}", b'"', b"\\", b"a", b"[]", b'"]"']), max_size=30)
+
+
 @settings(deadline=None, max_examples=400)
-@given(st.lists(st.sampled_from([b"[", b"]", b"{", b"}", b'"', b"\\", b"a", b"[]", b'"]"']), max_size=30))
+@given(PIECES)
 def test_depth_counts_as_a_reading_byte_by_byte_does(pieces: list[bytes]) -> None:
     text = b"".join(pieces)
     for limit in (1, 2, 3):
@@ -201,6 +204,20 @@ def test_depth_counts_as_a_reading_byte_by_byte_does(pieces: list[bytes]) -> Non
         except Malformed:
             is_refused = True
         assert is_refused is is_over
+
+
+@settings(deadline=None, max_examples=400)
+@given(PIECES, st.integers(1, 5))
+def test_depth_is_the_same_by_stretches(pieces: list[bytes], stretch: int) -> None:
+    """A text, an escape or a nest may reach over the end of any stretch."""
+    text = b"".join(pieces) + b" " * (stretch + 1)  # longer than one of them
+    for limit in (1, 2, 3):
+        is_refused = False
+        try:
+            check_depth(text, limit, stretch)
+        except Malformed:
+            is_refused = True
+        assert is_refused is not (0 <= deepest(text) <= limit)
 
 
 @pytest.mark.parametrize(
