@@ -295,7 +295,7 @@ blob_holders = Table(
     metadata,
     Column("blob", BigId, ForeignKey("blobs.id"), nullable=False),
     Column("contract", Integer, ForeignKey("contracts.id"), nullable=False),
-    Column("received", Double, nullable=False),
+    Column("wanted", Double, nullable=False),  # when it was brought, or last asked for by who would bring it
     PrimaryKeyConstraint("contract", "blob"),
     Index("blob_holders_blob", "blob"),
 )

@@ -115,7 +115,7 @@ def upgrade() -> None:
         "blob_holders",
         sa.Column("blob", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
         sa.Column("contract", sa.Integer(), nullable=False),
-        sa.Column("received", sa.Double(), nullable=False),
+        sa.Column("wanted", sa.Double(), nullable=False),
         sa.ForeignKeyConstraint(
             ["blob"],
             ["blobs.id"],
