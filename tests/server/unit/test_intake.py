@@ -233,6 +233,14 @@ def test_8_mib_of_anything_are_read_in_one_go(head: bytes, unit: bytes) -> None:
         read_report(body)
 
 
+@pytest.mark.parametrize("name", ["n", "n" * 200])  # as short as can be, and where the whole is long
+def test_more_gpus_than_a_report_holds_are_counted_and_refused(name: str) -> None:
+    gpus = [{"uid": f"{name}{number}", "source": "nvml"} for number in range(4097)]
+    with pytest.raises(Malformed, match="gpus: 4097 entries; a report holds at most 4096"):
+        read_report(encode(make_report(gpus=gpus)))
+    assert len(read_report(encode(make_report(gpus=gpus[:4096]))).entries) == 4096
+
+
 def test_a_batch_gives_the_exact_bytes_of_each_report() -> None:
     bodies = [b'{ "a" : 1}', b'{"b":[1, 2 ]}']
     assert [bytes(part) for part in read_batch(join(bodies))] == bodies
