@@ -26,6 +26,7 @@ HOMES = {
     "apprise": ["gpu_monitor.server.notify"],
     "apscheduler": ["gpu_monitor.agent.schedule"],
     "argon2": ["gpu_monitor.server.auth.passwords"],
+    "certifi": ["gpu_monitor.sinks"],
     "colorama": ["gpu_monitor.cli"],
     "fastapi": ["gpu_monitor.server"],
     "msgspec": [],

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Finds, reads and checks the configuration; the only place that reads the environment."""
 
 from __future__ import annotations
@@ -191,7 +192,7 @@ def _check(settings: Settings, positions: Positions, path: Path) -> None:
         if isinstance(name, str) and not name.isprintable():
             refuse(key, "holds a character that cannot be printed", "Write it anew by hand.")
     if server.url is not None:
-        problem = _url_problem(server.url)
+        problem = url_problem(server.url)
         if problem is not None:
             refuse("server.url", *problem)
         if server.contract_number in (None, ""):
@@ -206,7 +207,7 @@ def _check(settings: Settings, positions: Positions, path: Path) -> None:
         )
 
 
-def _url_problem(url: str) -> tuple[str, str] | None:
+def url_problem(url: str) -> tuple[str, str] | None:
     """What is wrong with an address and what to do; None where nothing is."""
     try:
         parts = urlsplit(url)
@@ -269,31 +270,38 @@ def load(named: str | None = None, working: Path | None = None) -> Loaded:
 def read_token(loaded: Loaded) -> str | None:
     """The token from GPU_MONITOR_TOKEN or the token file, else, for a server on loopback, this user's own.
 
+    None where there is none. ConfigError as `find_token`.
+    """
+    name = os.environ.get("GPU_MONITOR_TOKEN_FILE") or loaded.settings.server.token_file
+    file = None if name is None else loaded.resolve(name)
+    return find_token(os.environ.get("GPU_MONITOR_TOKEN"), file, loaded.settings.server.url)
+
+
+def find_token(given: str | None, file: Path | None, url: str | None) -> str | None:
+    """The token that is `given`, else that in `file`, else the one this user's server on loopback at `url` left.
+
     None where there is none.
 
     ConfigError where the file can be read by others, is missing, or holds no single printable word of
     8 characters or more.
     """
-    given = os.environ.get("GPU_MONITOR_TOKEN")
     if given:
         return _one_word(given, "GPU_MONITOR_TOKEN")
-    name = os.environ.get("GPU_MONITOR_TOKEN_FILE") or loaded.settings.server.token_file
-    if name is None:
-        url, file = loaded.settings.server.url, local_token_file()
-        return None if url is None or file is None else local_token(file, url)
-    path = loaded.resolve(name)
+    if file is None:
+        local = local_token_file()
+        return None if url is None or local is None else local_token(local, url)
     try:
-        mode = path.stat().st_mode
-        text = path.read_text(encoding="utf-8")
+        mode = file.stat().st_mode
+        text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
-            f"cannot read the token file {path}: {error}", "Check server.token_file."
+            f"cannot read the token file {file}: {error}", "Check server.token_file."
         ) from error
     credentials = os.environ.get("CREDENTIALS_DIRECTORY")
-    guarded = credentials is not None and path.is_relative_to(credentials)
+    guarded = credentials is not None and file.is_relative_to(credentials)
     if sys.platform != "win32" and not guarded and stat.S_IMODE(mode) & 0o077:
-        raise ConfigError(f"the token file {path} can be read by other users", f"Run: chmod 600 {path}")
-    return _one_word(text, str(path))
+        raise ConfigError(f"the token file {file} can be read by other users", f"Run: chmod 600 {file}")
+    return _one_word(text, str(file))
 
 
 def _one_word(text: str, where: str) -> str:
@@ -313,6 +321,14 @@ def _one_word(text: str, where: str) -> str:
 def environment(name: str) -> str | None:
     """A variable of the environment; None where it is unset or empty."""
     return os.environ.get(name) or None
+
+
+def set_environment(name: str, value: str | None) -> None:
+    """Set a variable for this process and its children; None takes it away."""
+    if value is None:
+        os.environ.pop(name, None)
+    else:
+        os.environ[name] = value
 
 
 def service_environment() -> dict[str, str]:

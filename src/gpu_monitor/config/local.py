@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The token of a server on this machine, which agent, SDK and commands of the same user pick up.
 
 The file `local.token` in the user's state directory has one line for each running server: its address and the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The agent's settings: typed, frozen, each with its default, its bounds and one line of meaning."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Where in a JSON text each key stands, so that an error can name the line. Pure."""
 
 from __future__ import annotations

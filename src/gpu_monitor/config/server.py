@@ -13,14 +13,12 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Meta
 
+from gpu_monitor.config.env_file import ENV_FILE, env_lines, env_pair
 from gpu_monitor.config.load import environment, state_directory
 from gpu_monitor.config.model import Level
 from gpu_monitor.core.errors import ConfigError
 
 Network = IPv4Network | IPv6Network
-ENV_FILE = ".env"
-_LARGEST = 100_000
-"""Bytes of a `.env`; one with every setting takes under 4,000."""
 _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 SECRET = ("slack_webhook_url", "smtp_password", "database_url")
 """Settings whose values are never shown."""
@@ -273,24 +271,17 @@ def _check(settings: ServerSettings, places: dict[str, str]) -> None:
 def read_env_file(path: Path) -> dict[str, tuple[str, int]]:
     """Our settings in a `.env`: name to value and line; nothing where there is no such file.
 
-    Lines are `NAME=value`, with `export` before and quotes around the value if wanted; `#` begins a comment.
-    Other programs' names are left alone; one that is nearly ours is refused (ConfigError), as is what cannot
-    be read.
+    Lines are as `config.env_file` takes them. Other programs' names are left alone; one that is nearly ours is
+    refused (ConfigError), as is what cannot be read.
     """
-    try:
-        with path.open("rb") as file:
-            text = file.read(_LARGEST).decode("utf-8-sig")
-    except FileNotFoundError:
-        return {}
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"cannot read {path}: {error}", "It must be UTF-8 text that this user may read."
-        ) from error
     found: dict[str, tuple[str, int]] = {}
-    for number, line in enumerate(text.splitlines(), 1):
-        pair = _env_pair(line, f"{path}, line {number}")
+    for number, line in env_lines(path):
+        pair = env_pair(line)
         if pair is None:
-            continue
+            raise ConfigError(
+                f"{path}, line {number}: not NAME=value",
+                "Quotes go around the whole value; # begins a comment.",
+            )
         name, value = pair
         if name not in NAMES:
             close = difflib.get_close_matches(name.upper(), list(NAMES), n=1, cutoff=0.85)
@@ -301,19 +292,3 @@ def read_env_file(path: Path) -> dict[str, tuple[str, int]]:
         elif value:
             found[name] = (value, number)
     return found
-
-
-_ENV_LINE = re.compile(
-    r"""(?:export\s+)?(?P<name>[A-Za-z_]\w*)\s*=\s*(?P<value>"[^"]*"|'[^']*'|[^'"#\s]\S*(?:\s+[^\s#]\S*)*|)(?:\s+\#.*|\s*)"""
-)
-
-
-def _env_pair(line: str, place: str) -> tuple[str, str] | None:
-    text = line.strip()
-    if not text or text.startswith("#"):
-        return None
-    match = _ENV_LINE.fullmatch(text)
-    if match is None:
-        raise ConfigError(f"{place}: not NAME=value", "Quotes go around the whole value; # begins a comment.")
-    value = match["value"]
-    return match["name"], value[1:-1] if value[:1] in ("'", '"') else value

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """One HTTP request at a time, each over by its deadline whatever the server does. The home of requests.
 
 The request runs in a thread of its own. When its time is over, or the agent stops, the thread's sockets

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """One answer, one action: what each answer of a server means (the table of design section 7)."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Takes secrets out of a server's words before anybody logs or keeps them."""
 
 from __future__ import annotations

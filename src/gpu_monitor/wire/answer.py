@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What a central server answers: read without trust, and held against what was sent."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The report: what one node tells of one period, as JSON (schema 1, documented in docs/report.md).
 
 A `report_id` names one exact sequence of JSON bytes. `encode` is deterministic: equal reports give
