@@ -57,6 +57,7 @@ experiments = Table(
     Column("started", Double, nullable=False),  # the earliest header
     Column("ended", Double),  # NULL while it runs
     Column("status", Text, nullable=False),  # running, completed, failed, stopped, crashed
+    Column("status_changed", Double, nullable=False),  # by our clock: what watches goes by it
     Column("exit_code", BigInteger),
     Column("signal", Text),
     Column("reason", Text),
@@ -80,6 +81,7 @@ experiments = Table(
     Index("experiments_project", "project", "started"),
     Index("experiments_name", "name", "started"),
     Index("experiments_ended", "ended"),
+    Index("experiments_changed", "status_changed"),
 )
 
 segments = Table(
@@ -196,7 +198,7 @@ tags = Table(
     Column("value", Text),  # NULL: it was taken away
     Column("time", Double, nullable=False),
     PrimaryKeyConstraint("experiment", "key"),
-    Index("tags_value", "key", "value"),
+    Index("tags_key", "key"),
 )
 
 notes = Table(

@@ -100,7 +100,7 @@ def upgrade() -> None:
         sa.Column("time", sa.Double(), nullable=False),
         sa.PrimaryKeyConstraint("experiment", "key"),
     )
-    op.create_index("tags_value", "tags", ["key", "value"], unique=False)
+    op.create_index("tags_key", "tags", ["key"], unique=False)
     op.create_table(
         "texts",
         sa.Column("experiment", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
@@ -169,6 +169,7 @@ def upgrade() -> None:
         sa.Column("started", sa.Double(), nullable=False),
         sa.Column("ended", sa.Double(), nullable=True),
         sa.Column("status", sa.Text(), nullable=False),
+        sa.Column("status_changed", sa.Double(), nullable=False),
         sa.Column("exit_code", sa.BigInteger(), nullable=True),
         sa.Column("signal", sa.Text(), nullable=True),
         sa.Column("reason", sa.Text(), nullable=True),
@@ -199,6 +200,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id"),
         sa.UniqueConstraint("uid"),
     )
+    op.create_index("experiments_changed", "experiments", ["status_changed"], unique=False)
     op.create_index("experiments_ended", "experiments", ["ended"], unique=False)
     op.create_index("experiments_name", "experiments", ["name", "started"], unique=False)
     op.create_index("experiments_project", "experiments", ["project", "started"], unique=False)
