@@ -11,6 +11,7 @@ from tests.house.tree import SOURCE, Module, modules
 BROAD = (
     "gpu_monitor.sources.runner",
     "gpu_monitor.agent.schedule",
+    "gpu_monitor.training.border",
     "gpu_monitor.training.uploader",
     "gpu_monitor.server.app",
 )

@@ -70,6 +70,7 @@ def test_imports_go_down_only() -> None:
 
 
 def test_the_top_of_the_tree_only_starts_the_command_line() -> None:
+    """Its lazy names (PEP 562) are words in a table; `tests/training` sees that each can be had."""
     wrong = [
         str(found)
         for found in imports()
@@ -124,6 +125,28 @@ def test_third_parties_stay_at_home() -> None:
         if not at_home:
             wrong.append(f"{found} (its home: {homes or 'none is named in this test'})")
     assert "\n".join(wrong) == ""
+
+
+LIGHT = """
+import sys
+before = set(sys.modules)
+from gpu_monitor.training import TrainingMonitor
+print(*sorted({name.split(".")[0] for name in set(sys.modules) - before} - set(sys.stdlib_module_names)))
+"""
+
+
+def test_the_monitor_of_a_training_loads_nothing_but_our_own_and_msgspec() -> None:
+    loaded = subprocess.run([sys.executable, "-c", LIGHT], capture_output=True, text=True, check=False)
+    # msgspec itself takes typing_extensions where it is installed.
+    assert set(loaded.stdout.split()) - {"typing_extensions"} == {"gpu_monitor", "msgspec"}, loaded.stderr
+
+
+def test_importing_the_package_of_the_training_loads_none_of_its_modules() -> None:
+    asked = (
+        "import sys, gpu_monitor.training; print(*[m for m in sys.modules if m.startswith('gpu_monitor.')])"
+    )
+    loaded = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=False)
+    assert (loaded.stderr, loaded.stdout.split()) == ("", ["gpu_monitor.training"])
 
 
 # Imports every module of a package and prints which of the named ones that pulled in.

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: MIT
+"""The begin of an experiment: its settings, its id, and where one that is resumed goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import sys
+from pathlib import Path
+
+from gpu_monitor.config.training import DEFAULT_DIRECTORY, TrainingSettings, load_training
+from gpu_monitor.core.clock import SystemClock
+from gpu_monitor.core.errors import ConfigError
+from gpu_monitor.training.identity import shared_key
+from gpu_monitor.training.notice import tell
+from gpu_monitor.training.place import new_id
+from gpu_monitor.training.recorder import Recorder, Run
+from gpu_monitor.training.values import plain
+
+DEFAULT_PROJECT = "default"
+_LONGEST = 250
+"""Characters of the name of an experiment or a project."""
+
+
+def find_settings(server: str | None, directory: str | Path | None, strict: bool) -> TrainingSettings:
+    """The settings; what is wrong with them is told, and the training goes on without a server.
+
+    With `strict` it raises ConfigError.
+    """
+    try:
+        return load_training(server=server, directory=directory, strict=strict or None)
+    except ConfigError as error:
+        if strict:
+            raise
+        tell(f"the settings of the training monitor are not used: {error}; nothing is uploaded")
+        return TrainingSettings(Path.cwd() / Path(directory or DEFAULT_DIRECTORY).expanduser())
+
+
+def begin(settings: TrainingSettings, name: str | None, project: str | None, resume: str | None) -> Recorder:
+    """The recorder of a new experiment, or of the one to resume."""
+    now = SystemClock().now()
+    experiment_id = new_id(now, _next_key())
+    folder = settings.directory / experiment_id
+    run = Run(experiment_id, _short(name) or script_name(), _short(project) or DEFAULT_PROJECT, folder)
+    return Recorder(run, strict=settings.strict)
+
+
+def script_name() -> str:
+    """The name of the running script, which an experiment without a name takes."""
+    return _short(Path(sys.argv[0] if sys.argv else "").stem) or "experiment"
+
+
+def _short(text: str | None) -> str | None:
+    return str(plain(str(text)))[:_LONGEST].strip() or None if text is not None else None
+
+
+_begun = itertools.count()
+"""How many experiments this process has begun: the ranks of one start begin the same ones in the same order."""
+
+
+def _next_key() -> str | None:
+    key, number = shared_key(), next(_begun)
+    return None if key is None else hashlib.sha256(f"{key} {number}".encode()).hexdigest()

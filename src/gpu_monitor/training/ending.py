@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: MIT
+"""How a process ends, seen from within: its exit, an uncaught exception, SIGTERM, and forks. Nothing of it is changed.
+
+SIGINT needs no handler: Python's own raises KeyboardInterrupt, which arrives here as an exception. A process that is
+killed, or ends by `os._exit`, says nothing: whoever reads its log sees that it vanished.
+"""
+
+from __future__ import annotations
+
+import atexit
+import builtins
+import opcode
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import Any, Protocol
+
+LONGEST_REASON = 2_000
+_FORK_SECONDS = 1.0
+"""What a fork waits for a record that another thread is writing."""
+Ended = tuple[str, dict[str, Any]]
+"""A status and what is known besides: `exit_code`, `signal`, `reason`."""
+
+
+class Ending(Protocol):
+    """What wants to know of the end of its process."""
+
+    def lock_for_fork(self, timeout: float) -> bool:
+        """Hold still until `unlock_after_fork`; whether that worked in time."""
+        ...
+
+    def unlock_after_fork(self) -> None:
+        """The fork is done, in the parent."""
+        ...
+
+    def fork(self) -> None:
+        """This is the forked child."""
+        ...
+
+    def end(self, status: str, more: dict[str, Any]) -> None:
+        """The process exits."""
+        ...
+
+    def last_words(self, status: str, more: dict[str, Any]) -> None:
+        """The process dies of a signal at once."""
+        ...
+
+
+def of_exception(error: BaseException) -> Ended:
+    """The status of a run that an exception ended."""
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped", {"signal": int(signal.SIGINT), "reason": "KeyboardInterrupt"}
+    if isinstance(error, SystemExit):
+        return of_exit(error.code)
+    return "failed", {"reason": f"{type(error).__name__}: {error}"[:LONGEST_REASON]}
+
+
+def of_exit(code: object) -> Ended:
+    """The status of a run that ended by `sys.exit(code)`: a text is printed, and is exit code 1."""
+    if code is None or isinstance(code, int):
+        number = 0 if code is None else int(code) & 0xFF
+        return ("failed" if number else "completed"), {"exit_code": number}
+    return "failed", {"exit_code": 1, "reason": str(code)[:LONGEST_REASON]}
+
+
+class ProcessEnd:
+    """The hooks of this process, in place while anything is watched."""
+
+    def __init__(self) -> None:
+        self._watched: list[Ending] = []
+        self._held: list[Ending] = []
+        self._ended: Ended | None = None
+        self._exit: tuple[object] | None = None
+        self._outermost: FrameType | None = None
+        self._is_installed = False
+        self._is_registered = False
+        self._before: dict[str, Any] = {}
+
+    def watch(self, ending: Ending) -> None:
+        """Tell `ending` how the process ends, until `forget`."""
+        self._watched.append(ending)
+        if not self._is_registered:
+            self._is_registered = True
+            atexit.register(self._at_exit)
+            if hasattr(os, "register_at_fork"):
+                os.register_at_fork(
+                    before=self._before_fork,
+                    after_in_parent=self._after_fork,
+                    after_in_child=self._in_child,
+                )
+        if not self._is_installed:
+            self._install()
+        self._watch_as_child(ending)
+
+    def forget(self, ending: Ending) -> None:
+        """It has ended by itself; with the last one the hooks are taken away where they are still on top."""
+        if ending in self._watched:
+            self._watched.remove(ending)
+        if not self._watched and self._is_installed:
+            self._uninstall()
+
+    def _install(self) -> None:
+        self._is_installed = True
+        self._ended = self._exit = None
+        self._before = {"excepthook": sys.excepthook, "exit": sys.exit}
+        sys.excepthook = self._on_exception
+        sys.exit = self._on_exit  # type: ignore[assignment]
+        for name in ("exit", "quit"):
+            if (given := getattr(builtins, name, None)) is not None:
+                self._before[name] = given
+                setattr(builtins, name, _Quitter(given, self._note_exit))
+        if threading.current_thread() is threading.main_thread():
+            self._outermost = _outermost_frame()
+            found = signal.getsignal(signal.SIGTERM)
+            if found is not None and found is not signal.SIG_IGN:
+                self._before["sigterm"] = found
+                signal.signal(signal.SIGTERM, self._on_term)
+
+    def _uninstall(self) -> None:
+        self._is_installed = False
+        before, self._before = self._before, {}
+        if sys.excepthook == self._on_exception:
+            sys.excepthook = before["excepthook"]
+        if sys.exit == self._on_exit:
+            sys.exit = before["exit"]
+        for name in ("exit", "quit"):
+            if name in before and isinstance(getattr(builtins, name, None), _Quitter):
+                setattr(builtins, name, before[name])
+        is_main = threading.current_thread() is threading.main_thread()
+        if "sigterm" in before:
+            if is_main and signal.getsignal(signal.SIGTERM) == self._on_term:
+                signal.signal(signal.SIGTERM, before["sigterm"])
+            else:
+                # Somebody chained to it, or this is no main thread: it stays, and passes everything on.
+                self._before["sigterm"] = before["sigterm"]
+        self._before.setdefault("excepthook", before["excepthook"])
+        self._before.setdefault("exit", before["exit"])
+        self._outermost = None
+
+    def _on_exception(
+        self, kind: type[BaseException], error: BaseException, trace: TracebackType | None
+    ) -> None:
+        if self._watched:
+            self._ended = of_exception(error)
+        self._before["excepthook"](kind, error, trace)
+
+    def _on_exit(self, code: object = None, /) -> None:
+        self._note_exit(code)
+        self._before["exit"](code)
+
+    def _note_exit(self, code: object) -> None:
+        if threading.current_thread() is threading.main_thread():
+            self._exit = (code,)
+
+    def _on_term(self, number: int, frame: FrameType | None) -> None:
+        before = self._before.get("sigterm", signal.SIG_DFL)
+        if callable(before):
+            if self._watched:
+                self._ended = ("stopped", {"signal": number})
+            before(number, frame)
+            return
+        for ending in self._watched:
+            ending.last_words("stopped", {"signal": number})
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    def _at_exit(self) -> None:
+        status, more = self._ended or self._by_exit()
+        for ending in list(self._watched):
+            ending.end(status, more)
+
+    def _by_exit(self) -> Ended:
+        """An exit code counts where its exception left the outermost frame: one that was caught ended nothing."""
+        if _has_returned(self._outermost):
+            return of_exit(0)
+        # `raise SystemExit(…)` of the program's own leaves no trace of its code.
+        return of_exit(self._exit[0]) if self._exit is not None else ("completed", {})
+
+    def _watch_as_child(self, ending: Ending) -> None:
+        """A process of `multiprocessing` ends without `atexit`, but runs its own finalizers."""
+        process, util = sys.modules.get("multiprocessing.process"), sys.modules.get("multiprocessing.util")
+        if process is None or util is None or process.parent_process() is None:
+            return
+
+        def finish() -> None:
+            if ending in self._watched:
+                error = sys.exc_info()[1]
+                ending.end(*(of_exception(error) if error is not None else of_exit(0)))
+
+        util.Finalize(None, finish, exitpriority=100)
+
+    def _before_fork(self) -> None:
+        self._held = [ending for ending in self._watched if ending.lock_for_fork(_FORK_SECONDS)]
+
+    def _after_fork(self) -> None:
+        held, self._held = self._held, []
+        for ending in held:
+            ending.unlock_after_fork()
+
+    def _in_child(self) -> None:
+        self._held = []
+        self._ended = self._exit = None
+        self._outermost = None
+        for ending in self._watched:
+            ending.fork()
+
+
+class _Quitter:
+    """`exit` and `quit` as they were, with the code taken down first."""
+
+    def __init__(self, given: Callable[..., Any], note: Callable[[object], None]) -> None:
+        self._given = given
+        self._note = note
+
+    def __repr__(self) -> str:
+        return repr(self._given)
+
+    def __call__(self, code: object = None) -> None:
+        self._note(code)
+        self._given(code)
+
+
+def _outermost_frame() -> FrameType | None:
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and frame.f_back is not None:
+        frame = frame.f_back
+    return frame
+
+
+def _has_returned(frame: FrameType | None) -> bool:
+    """Whether a frame that is over came to its end, and was not left by an exception. False where nobody knows."""
+    if frame is None or frame.f_lasti < 0:
+        return False
+    return frame.f_code.co_code[frame.f_lasti] in _RETURNS
+
+
+_RETURNS = frozenset(opcode.opmap[name] for name in ("RETURN_VALUE", "RETURN_CONST") if name in opcode.opmap)
+PROCESS_END = ProcessEnd()
+"""The one of this process: hooks of the interpreter are one of a kind."""

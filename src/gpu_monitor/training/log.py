@@ -1,0 +1,270 @@
+# SPDX-License-Identifier: MIT
+"""The append-only file of one writer: each record handed to the kernel before its call returns, and synced a second later.
+
+What cannot be written waits in memory, bounded, and is written in order when there is room again.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+if sys.platform != "win32":
+    import fcntl
+
+SYNC_SECONDS = 1.0
+"""A record survives a power cut after this time at most."""
+WAITING_BYTES = 16 << 20
+"""What waits in memory while the file cannot be written; records of points beyond it are given up and counted."""
+_COPY_BYTES = 1 << 20
+_LOCK_TRIES = 50
+_FLAGS = (
+    os.O_RDWR
+    | os.O_APPEND
+    | os.O_CREAT
+    | os.O_EXCL
+    | getattr(os, "O_CLOEXEC", 0)
+    | getattr(os, "O_BINARY", 0)
+)
+_sync = getattr(os, "fdatasync", os.fsync)
+
+
+class SegmentWriter:
+    """Appends lines to `path`, which must not exist. All but `sync_soon` and the thread's work is done under `lock`.
+
+    The file is locked (flock) for as long as the writer lives: who can take the lock knows that the writer is gone.
+    """
+
+    def __init__(self, path: Path, tell: Callable[[str, str], None]) -> None:
+        self.path = path
+        self.lock = threading.RLock()
+        self.size = 0
+        """Bytes in the file, as far as this writer put them there."""
+        self.lost = 0
+        """Records that were given up."""
+        self._tell = tell
+        self._file = -1
+        self._in_sync = -1
+        self._waiting: deque[bytes] = deque()
+        self._waiting_bytes = 0
+        self._is_writing = False
+        self._is_dirty = False
+        self._is_over = False
+        self._wake = threading.Event()
+        self._closed = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def waiting(self) -> int:
+        """Lines that are not in the file yet."""
+        return len(self._waiting)
+
+    def write(self, line: bytes, *, is_needed: bool = False) -> None:
+        """Append whole lines. `is_needed`: later lines make no sense without these, so they are never given up."""
+        if self._waiting or self._file < 0 or self._is_writing:
+            self._keep(line, is_needed)
+            if self._file < 0 and not self._is_dirty:
+                self.drain()
+            self._rouse()
+            return
+        count = -1
+        self._is_writing = True
+        try:
+            count = os.write(self._file, line)
+        except OSError as error:
+            self._fail(error)
+            self._keep(line, is_needed)
+        else:
+            self.size += count
+            if count != len(line):
+                # The disk has no room for the rest: it must come next, or the line stays torn.
+                self._keep(line[count:], True)
+        finally:
+            self._is_writing = False
+        if self._waiting and count == len(line):
+            self.drain()  # what a signal handler had to say meanwhile
+        if not self._is_dirty:
+            self._rouse()
+
+    def drain(self) -> bool:
+        """Try to write what waits; whether nothing waits any more."""
+        if self._is_writing or (self._file < 0 and not self._open()):
+            return False
+        self._is_writing = True
+        try:
+            while self._waiting:
+                line = self._waiting[0]
+                count = os.write(self._file, line)
+                self.size += count
+                self._waiting_bytes -= count
+                if count == len(line):
+                    self._waiting.popleft()
+                else:
+                    self._waiting[0] = line[count:]
+        except OSError as error:
+            self._fail(error)
+        finally:
+            self._is_writing = False
+        return not self._waiting
+
+    def last_words(self, line: bytes) -> None:
+        """Write a line from a signal handler that may have interrupted any other call of this thread."""
+        if not self._is_writing:
+            self.write(line, is_needed=True)
+            self.drain()
+            return
+        try:
+            end = os.fstat(self._file).st_size
+            is_whole = end == 0 or os.pread(self._file, 1, end - 1) == b"\n"
+            os.write(self._file, line if is_whole else b"\n" + line)
+        except OSError as error:
+            self._fail(error)
+
+    def close(self, timeout: float) -> None:
+        """Write what waits, sync and let go of the file; in `timeout` seconds. What still waits is counted as lost."""
+        self._closed.set()
+        self._wake.set()
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(timeout)
+        with self.lock:
+            self.drain()
+            self._is_over = True
+            self.lost += len(self._waiting)
+            self._waiting.clear()
+            file, self._file = self._file, -1
+        if file >= 0:
+            try:
+                _sync(file)
+            except OSError as error:
+                self._fail(error)
+            os.close(file)
+
+    def abandon(self) -> None:
+        """In a forked child: let go of the parent's file and of what waits for it, without a write."""
+        for file in (self._file, self._in_sync):
+            if file >= 0:
+                os.close(file)
+        self._file = self._in_sync = -1
+        self._waiting.clear()
+        self._is_over = True
+        self._closed.set()
+
+    def _keep(self, line: bytes, is_needed: bool) -> None:
+        fits = self._waiting_bytes + len(line) <= WAITING_BYTES
+        if not self._is_over and (is_needed or fits):
+            self._waiting.append(line)
+            self._waiting_bytes += len(line)
+        else:
+            self.lost += 1
+
+    def _open(self) -> bool:
+        """Make the file and its folder, and lock it; whether that worked."""
+        if self._is_over:
+            return False
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = os.open(self.path, _FLAGS, 0o644)
+        except OSError as error:
+            self._fail(error)
+            return False
+        _hold(self._file)
+        return True
+
+    def _fail(self, error: OSError) -> None:
+        self._tell(
+            "write",
+            f"cannot write {self.path}: {error.strerror or error}; the training goes on, records wait in memory "
+            f"(up to {WAITING_BYTES >> 20} MiB) and are written when that works again",
+        )
+
+    def _rouse(self) -> None:
+        """Have the background thread sync, or try again, within a second; it is started at first use."""
+        self._is_dirty = True
+        if self._thread is None and not self._closed.is_set():
+            self._thread = threading.Thread(target=self._work, name="gpu_monitor-sync", daemon=True)
+            try:
+                self._thread.start()
+            except RuntimeError:
+                # The interpreter is ending, or no thread can be had: closing syncs.
+                self._thread = None
+        self._wake.set()
+
+    def _work(self) -> None:
+        while True:
+            self._wake.wait()
+            if self._closed.wait(SYNC_SECONDS):
+                return
+            self._wake.clear()
+            self._look_after()
+
+    def _look_after(self) -> None:
+        """What the thread does once a second while there is something to do."""
+        with self.lock:
+            self._is_dirty = False
+            is_done = self.drain() if self._waiting else True
+            if self._file < 0:
+                self._rouse()
+                return
+            self._in_sync = os.dup(self._file)
+        try:
+            if os.fstat(self._in_sync).st_nlink == 0:
+                self._restore()
+            else:
+                _sync(self._in_sync)
+        except OSError as error:
+            self._fail(error)
+        finally:
+            with self.lock:
+                file, self._in_sync = self._in_sync, -1
+                if file >= 0:
+                    os.close(file)
+        if not is_done:
+            self._rouse()
+
+    def _restore(self) -> None:
+        """The file was deleted under the training: what it holds is copied into a new one of its name."""
+        self._tell("gone", f"{self.path} was deleted while the training ran; it is put back with all it held")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        new = os.open(self.path, _FLAGS, 0o644)
+        _hold(new)
+        try:
+            done = _copy(self._in_sync, new, 0)
+            with self.lock:
+                _copy(self._in_sync, new, done)
+                if self._file < 0:
+                    return
+                old, self._file, new = self._file, new, -1
+                os.close(old)
+            _sync(self._file)
+        finally:
+            if new >= 0:
+                os.close(new)
+
+
+def _copy(source: int, target: int, start: int) -> int:
+    """Append what `source` holds from `start` on to `target`; where it ended."""
+    while data := os.pread(source, _COPY_BYTES, start):
+        view = memoryview(data)
+        while view:
+            view = view[os.write(target, view) :]
+        start += len(data)
+    return start
+
+
+def _hold(file: int) -> None:
+    """Lock a file for as long as it is open; where file systems have no locks, it stays without."""
+    if sys.platform == "win32":
+        return
+    for _ in range(_LOCK_TRIES):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            continue  # a reader tries it for a moment
+        except OSError:
+            return
+        return

@@ -1,0 +1,316 @@
+# SPDX-License-Identifier: MIT
+"""What everything that records goes through: one experiment's records of this process, in one segment of its own."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from gpu_monitor.core.clock import SystemClock
+from gpu_monitor.training.identity import find_gpus, find_writer
+from gpu_monitor.training.log import SegmentWriter
+from gpu_monitor.training.names import cleaned, complaint, is_name
+from gpu_monitor.training.notice import Notices
+from gpu_monitor.training.place import LOG, new_segment
+from gpu_monitor.training.values import Number, number_in, whole_in
+from gpu_monitor.wire.training import (
+    RECORD_BYTES,
+    SCHEMA,
+    About,
+    Alert,
+    AnyRecord,
+    Header,
+    PointSet,
+    Series,
+    Status,
+    encode,
+    written,
+)
+
+_encode = msgspec.json.Encoder().encode
+_crc32 = zlib.crc32
+MOST_AT_ONCE = 4_000
+"""Metrics of one record; more in a call make several."""
+_MOST_SETS = 4_096
+"""Different combinations of metrics that get a number; beyond it each metric is written alone."""
+_MOST_SHOWN = 500
+
+
+@dataclass(frozen=True)
+class Run:
+    """What all segments of an experiment that one process writes have in common."""
+
+    experiment_id: str
+    name: str
+    project: str
+    folder: Path
+    is_resumed: bool = False
+    simulated: bool = False
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What became of the records at the end. `lost`: records that could not be written."""
+
+    segment: Path
+    lost: int
+
+
+class Recorder:
+    """One process's records of one experiment. For any thread; raises for the trainer only where `strict` is set.
+
+    The segment's file is made with the first record. A forked child begins one of its own, with what it logs first.
+    `step`: the last step known, where the experiment goes on.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        *,
+        strict: bool = False,
+        step: int | None = None,
+        now: Callable[[], float] | None = None,
+    ) -> None:
+        self.run = run
+        self.experiment_id = run.experiment_id
+        self.folder = run.folder
+        self.strict = strict
+        self.notices = Notices()
+        self.is_child = False
+        """Whether this process was forked from the one that made the recorder."""
+        self.is_over = False
+        """Whether the experiment was finished here: nothing is recorded any more."""
+        self.status: str | None = None
+        """The last status that was put; None before the first."""
+        self._now = now or SystemClock().now
+        self._step = step
+        self._parent: str | None = None
+        self._begin()
+
+    def _begin(self) -> None:
+        """Prepare a segment; its file is made with the first record."""
+        self.segment = new_segment()
+        self.started = self._now()
+        self.writer = SegmentWriter(self.folder / f"{self.segment}{LOG}", self.warn_once)
+        self._lock = self.writer.lock
+        self._is_headed = False
+        self._series: dict[str, int] = {}
+        self._sets: dict[tuple[str, ...], int] = {}
+        self._not_finite: set[str] = set()
+
+    def at(self) -> int:
+        """Milliseconds since the segment's start, by the wall clock: it may be set back."""
+        return round((self._now() - self.started) * 1000)
+
+    def step(self) -> int | None:
+        """The last step of the training; None before the first."""
+        return self._step
+
+    def put(self, record: AnyRecord) -> None:
+        """Append one record. One that JSON cannot say, or that is too long, is refused under its kind."""
+        try:
+            line = encode(record)
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
+            self.refuse(
+                f"put:{type(record).__name__}", f"cannot record {type(record).__name__.lower()}: {error}"
+            )
+            return
+        if len(line) > RECORD_BYTES:
+            kind = type(record).__name__.lower()
+            text = f"cannot record {kind}: it takes {len(line):,} bytes, {RECORD_BYTES:,} are allowed"
+            self.refuse(f"long:{kind}", text)
+            return
+        with self._lock:
+            if self._is_ready():
+                self.writer.write(line, is_needed=type(record) is Status)
+            if type(record) is Status:
+                self.status = record.status
+
+    def log_points(
+        self, values: Mapping[str, object], step: int | None = None, more: Mapping[str, Any] | None = None
+    ) -> None:
+        """Record one value of each metric. `step` None: the last step + 1, first 0.
+
+        `more` (unit, source) marks series that are not the training's: they do not move its step, and None means
+        the last one. Values that are no numbers are left out with a warning, names are cleaned, NaN and the
+        infinities are kept and raise an alert.
+        """
+        try:
+            numbers = list(values.values())
+            for value in numbers:
+                if type(value) is not float:
+                    return self._log_slowly(values, step, more)
+            total = sum(numbers)  # type: ignore[arg-type]  # all are floats
+        except (AttributeError, TypeError):
+            return self._log_slowly(values, step, more)
+        if total - total != 0 or more is not None or (step is not None and type(step) is not int):
+            return self._log_slowly(values, step, more)
+        at = round((self._now() - self.started) * 1000)
+        with self._lock:
+            number = self._sets.get(tuple(values))
+            if number is not None and not self._not_finite and not self.is_over:
+                if step is None:
+                    step = 0 if self._step is None else self._step + 1
+                try:
+                    body = _encode(["p", at, step, number, numbers])[:-1]
+                except OverflowError:
+                    return self._log_slowly(values, step, more)
+                self._step = step
+                self.writer.write(b'%b,"%08x"]\n' % (body, _crc32(body)))
+                return None
+        return self._log_slowly(values, step, more)
+
+    def _log_slowly(self, values: object, step: object, more: Mapping[str, Any] | None) -> None:
+        """Any call: names and values are looked at one by one, outside the lock, for a tensor may take its time."""
+        if not isinstance(values, Mapping):
+            self.refuse(
+                "metrics", f"metrics are a mapping of names to numbers, not a {type(values).__name__}"
+            )
+            return
+        chosen: dict[str, Number] = {}
+        for name, value in list(values.items()):
+            number = number_in(value)
+            if number is None:
+                self._refuse_value(name, value)
+            elif (key := self._named(name)) is not None:
+                chosen[key] = number
+        place = None
+        if step is not None and (place := whole_in(step)) is None:
+            self.refuse(
+                "step", f"a step is a whole number of 64 bits, not {step!r:.60}; the next one was taken"
+            )
+        if not chosen and values:
+            return
+        bad = {name for name, number in chosen.items() if number - number != 0}
+        with self._lock:
+            if not self._is_ready():
+                return
+            if place is None:
+                place = self._next(more)
+            if more is None:
+                self._step = place
+            self._write_points(chosen, place, more)
+            fresh = sorted(bad - self._not_finite)
+            self._not_finite = (self._not_finite - chosen.keys()) | bad
+        for name in fresh:
+            self._alert_of(name, written(float(chosen[name])), place)
+
+    def _next(self, more: Mapping[str, Any] | None) -> int:
+        if self._step is None:
+            return 0
+        return self._step + 1 if more is None else self._step
+
+    def _write_points(self, chosen: Mapping[str, Number], step: int, more: Mapping[str, Any] | None) -> None:
+        at = self.at()
+        names = list(chosen)
+        for start in range(0, len(names), MOST_AT_ONCE):
+            self._write_part(
+                {name: chosen[name] for name in names[start : start + MOST_AT_ONCE]}, at, step, more
+            )
+
+    def _write_part(
+        self, chosen: Mapping[str, Number], at: int, step: int, more: Mapping[str, Any] | None
+    ) -> None:
+        key = tuple(chosen)
+        number = self._sets.get(key)
+        new: list[bytes] = []
+        if number is None:
+            if len(self._sets) >= _MOST_SETS and len(key) > 1:
+                for name in key:
+                    self._write_part({name: chosen[name]}, at, step, more)
+                return
+            for name in key:
+                if name not in self._series:
+                    self._series[name] = len(self._series)
+                    new.append(encode(Series(self._series[name], name, dict(more or {}))))
+            number = self._sets[key] = len(self._sets)
+            new.append(encode(PointSet(number, [self._series[name] for name in key])))
+            if self.writer.waiting:
+                self.writer.write(b"".join(new), is_needed=True)
+                new = []
+        values = [written(value) if isinstance(value, float) else value for value in chosen.values()]
+        new.append(encode(["p", at, step, number, values]))
+        self.writer.write(b"".join(new), is_needed=len(new) > 1)
+
+    def _named(self, name: object) -> str | None:
+        if is_name(name):
+            return str(name)
+        taken = cleaned(name)
+        self.refuse(f"name:{name!r:.300}", f"{complaint(name)}; it is recorded as {taken!r}")
+        return taken
+
+    def _refuse_value(self, name: object, value: object) -> None:
+        shown = (
+            repr(value) if isinstance(value, (str, int, bytes, type(None))) else f"a {type(value).__name__}"
+        )
+        self.refuse(
+            f"value:{name!r:.300}", f"{name!s:.80} is {shown:.80}, which is no number; it is left out"
+        )
+
+    def _alert_of(self, name: str, value: object, step: int) -> None:
+        self.put(
+            Alert(self.at(), "error", f"{name} is {value}"[:_MOST_SHOWN], f"{name} is {value} at step {step}")
+        )
+
+    def _is_ready(self) -> bool:
+        """Whether records are taken; writes the header before the first one. Under the lock."""
+        if self.is_over:
+            self.warn_once(
+                "over", f"experiment {self.experiment_id} is finished; what is logged now is not kept"
+            )
+            return False
+        if not self._is_headed:
+            self._is_headed = True
+            self.writer.write(encode(Header(SCHEMA, self._about())), is_needed=True)
+        return True
+
+    def _about(self) -> About:
+        run = self.run
+        return About(
+            experiment_id=run.experiment_id,
+            segment=self.segment,
+            name=run.name,
+            project=run.project,
+            started=self.started,
+            writer=find_writer(),
+            gpus=find_gpus(),
+            simulated=run.simulated,
+            resumed=run.is_resumed,
+            parent=self._parent,
+        )
+
+    def warn_once(self, key: str, text: str) -> None:
+        """Tell the person who runs the training, once for each key."""
+        self.notices.once(key, text)
+
+    def refuse(self, key: str, text: str) -> None:
+        """Something cannot be recorded as it was given: ValueError where `strict` is set, else told once."""
+        if self.strict:
+            raise ValueError(text)
+        self.warn_once(key, text)
+
+    def last_words(self, status: str, more: dict[str, Any]) -> None:
+        """Put the last status from a signal handler, which may have interrupted a record of this very thread."""
+        if not self.is_over and self._is_headed:
+            self.status = status
+            self.writer.last_words(encode(Status(self.at(), status, more)))
+
+    def close(self, timeout: float) -> Kept:
+        """Take no more records, write what waits, and let the file go. A second call changes nothing."""
+        with self._lock:
+            self.is_over = True
+        self.writer.close(timeout)
+        return Kept(self.writer.path, self.writer.lost)
+
+    def fork(self) -> None:
+        """In a forked child: the parent's segment is let go, and what is logged from here on begins another."""
+        self.writer.abandon()
+        self.is_child = True
+        self._parent = self.segment
+        self.notices.renew_lock()
+        self._begin()
