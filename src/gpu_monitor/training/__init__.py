@@ -8,6 +8,11 @@ from typing import Any
 
 NAMES = {
     "TrainingMonitor": "gpu_monitor.training.monitor",
+    "list_checkpoints": "gpu_monitor.training.checkpoints",
+    "load_checkpoint": "gpu_monitor.training.checkpoints",
+    "find_model": "gpu_monitor.training.models",
+    "list_models": "gpu_monitor.training.models",
+    "verify_model": "gpu_monitor.training.models",
 }
 """What may be imported from here, and the module that has it."""
 __all__ = sorted(NAMES)

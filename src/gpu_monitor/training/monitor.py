@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Collection, Mapping
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gpu_monitor.config.training import TrainingSettings
 from gpu_monitor.core.clock import process_seconds
@@ -17,6 +19,12 @@ from gpu_monitor.training.parts import Options, Parts
 from gpu_monitor.training.recorder import Recorder
 from gpu_monitor.training.values import plain
 from gpu_monitor.wire.training import STATUSES, Alert, Note, Params, Status, Tag
+
+if TYPE_CHECKING:
+    from gpu_monitor.training.artifacts import Artifact
+    from gpu_monitor.training.checkpoints import Checkpoint
+    from gpu_monitor.training.models import ModelVersion
+    from gpu_monitor.training.shelf import Shelf
 
 _LEVELS = ("info", "warning", "error")
 _EXIT_SECONDS = 10.0
@@ -124,6 +132,45 @@ class TrainingMonitor:
             )
             level = "warning"
         self.recorder.put(Alert(self.recorder.at(), level, plain(str(title)), plain(str(text))))
+
+    # Its files.
+
+    @cached_property
+    def _shelf(self) -> Shelf:
+        """Loaded with the first file: a script that has none pays nothing for them."""
+        shelf: Shelf = importlib.import_module("gpu_monitor.training.shelf").Shelf(self.recorder)
+        return shelf
+
+    def save_checkpoint(
+        self, state: Any, epoch: int, metrics: Mapping[str, Any] | None = None, keep: str = "all"
+    ) -> Checkpoint | None:
+        """Save tensors, arrays or bytes, whole or not at all, under `checkpoints/`; it stands for its path.
+
+        `keep`: "all", "last:2", or "best:3:val_loss:min" (or max) by a metric of `metrics`. None where it is not
+        among the best, or could not be saved, which is told.
+        """
+        return self._shelf.save_checkpoint(state, epoch, metrics, keep)
+
+    def checkpoints(self) -> list[Checkpoint]:
+        """The checkpoints of this experiment that are there, those of its other processes too; the first first."""
+        return self._shelf.checkpoints()
+
+    def log_artifact(
+        self, path: str | Path, name: str | None = None, type: str | None = None
+    ) -> list[Artifact]:
+        """Store a file, or all files of a folder, under `artifacts/` by their content: what has not changed only once.
+
+        `name`: by default that of the file or folder. `type`: what it is, in your words. Nothing where it could not
+        be stored, which is told.
+        """
+        return self._shelf.log_artifact(path, name, type)
+
+    def register_model(
+        self, name: str, checkpoint: Checkpoint | str | Path | None, metrics: Mapping[str, Any] | None = None,
+        stage: str | None = None,
+    ) -> ModelVersion | None:  # fmt: skip
+        """Make a checkpoint, or any file, the next version of a model. None where that could not be done, which is told."""
+        return self._shelf.register_model(name, checkpoint, metrics, stage)
 
     # The end.
 

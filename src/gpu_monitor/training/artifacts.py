@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: MIT
+"""Artifacts of an experiment: files and folders, stored by their content, each content once.
+
+Files are cloned or copied (`copying`), never linked, but for those that this experiment itself has stored.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gpu_monitor.core.clock import Clock, SystemClock
+from gpu_monitor.core.errors import GpuMonitorError, NothingFound
+from gpu_monitor.training.artifact_names import NameRefused, check_name
+from gpu_monitor.training.checkpoints import Book
+from gpu_monitor.training.copying import copy_steady, link_or_copy
+from gpu_monitor.training.drafts import drafting, place
+from gpu_monitor.training.holdings import Holdings
+from gpu_monitor.wire.training import Media
+
+FOLDER = "artifacts"
+KIND = "artifact"
+_OWN = frozenset({FOLDER, "checkpoints", "models", "media"})
+"""Folders of an experiment whose files are never written to again."""
+
+
+class ArtifactRefused(GpuMonitorError):
+    """Something that is not taken as an artifact."""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One stored file. `path`: where its content lies; `kind`: what its user said it is, None: nothing."""
+
+    experiment_id: str
+    name: str
+    path: Path
+    sha256: str
+    size: int
+    type: str
+    kind: str | None = None
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A file to store: its name, where it is, and what it was when it was looked at."""
+
+    name: str
+    path: Path
+    seen: os.stat_result
+
+
+class Artifacts:
+    """Stores the artifacts of one writer of an experiment. Safe for threads."""
+
+    def __init__(self, book: Book, clock: Clock | None = None) -> None:
+        self._book = book
+        self._clock = clock or SystemClock()
+        self._holdings = Holdings(book.folder, frozenset({KIND}))
+
+    def log(self, path: str | Path, name: str | None = None, kind: str | None = None) -> list[Artifact]:
+        """Store a file, or all files of a folder under `name/…`; what is stored, unchanged ones included.
+
+        NameRefused and ArtifactRefused before anything is stored, where a name or a kind of file is not taken;
+        CopyRefused for a file that changes each time it is read; NothingFound where there is nothing.
+        """
+        source = Path(path)
+        if not source.exists():
+            raise NothingFound(f"{source} is not there", "Give the path of a file or folder.")
+        sources = list(self._sources(source, check_name(name if name is not None else source.resolve().name)))
+        if not sources:
+            raise NothingFound(f"the folder {source} holds no file", "An artifact is made of files.")
+        known = {artifact.name: artifact for artifact in artifacts_of(self._holdings)}
+        folder = name if name is not None and source.is_dir() else None
+        return [self._log(found, known.get(found.name), kind, folder) for found in sources]
+
+    def _sources(self, source: Path, name: str) -> Iterator[_Source]:
+        real = source.resolve()
+        if not real.is_dir():
+            yield _checked(name, real)
+            return
+        if self._book.folder.resolve().is_relative_to(real):
+            raise ArtifactRefused(
+                f"{source} holds the experiment itself", "Choose a folder that does not hold the experiments."
+            )
+        for inside, found in _files(real, real):
+            yield _checked(check_name(f"{name}/{inside}"), found)
+
+    def _log(self, source: _Source, known: Artifact | None, kind: str | None, folder: str | None) -> Artifact:
+        sha256, size = self._store(source)
+        file = _file_of(sha256)
+        path = self._book.folder / file
+        mime = _mime(source.name)
+        artifact = Artifact(self._book.experiment_id, source.name, path, sha256, size, mime, kind)
+        if artifact != known:
+            more: dict[str, Any] = {"sha256": sha256, "size": size, "type": mime, "file": file}
+            more |= {"artifact_type": kind} if kind is not None else {}
+            more |= {"folder": folder} if folder is not None else {}
+            self._book.put(Media(self._book.at(), self._book.step(), KIND, source.name, more))
+        return artifact
+
+    def _store(self, source: _Source) -> tuple[str, int]:
+        """Bring a file's content into the store; its digest and size."""
+        with drafting(self._book.folder / FOLDER) as draft:
+            file = draft / "content"
+            if self._is_own(source.path):
+                found = link_or_copy(source.path, file, self._clock)
+            else:
+                found = copy_steady(source.path, file, self._clock, source.seen)
+            target = self._book.folder / _file_of(found[0])
+            if not _holds(target, found[1]):
+                target.parent.mkdir(exist_ok=True)
+                place(file, target)
+            return found
+
+    def _is_own(self, path: Path) -> bool:
+        with contextlib.suppress(ValueError):
+            parts = path.relative_to(self._book.folder.resolve()).parts
+            return len(parts) > 1 and parts[0] in _OWN
+        return False
+
+
+def list_artifacts(folder: Path) -> list[Artifact]:
+    """The artifacts of the experiment in `folder`, the newest of each name, by name."""
+    return artifacts_of(Holdings(folder, frozenset({KIND})))
+
+
+def artifacts_of(holdings: Holdings) -> list[Artifact]:
+    """As `list_artifacts`, for holdings that were read before."""
+    newest: dict[str, Artifact] = {}
+    for held in sorted(holdings.read(), key=lambda held: held.time):
+        more = held.media.more
+        sha256, size, kind = more.get("sha256"), more.get("size"), more.get("artifact_type")
+        if not isinstance(sha256, str) or not isinstance(size, int) or more.get("file") != _file_of(sha256):
+            continue
+        with contextlib.suppress(NameRefused):
+            name = check_name(held.media.name)
+            newest[name] = Artifact(
+                holdings.folder.name, name, holdings.folder / _file_of(sha256), sha256, size, str(more["type"]), kind
+            )  # fmt: skip
+    return [newest[name] for name in sorted(newest)]
+
+
+def _file_of(sha256: str) -> str:
+    return f"{FOLDER}/{sha256[:2]}/{sha256}"
+
+
+def _mime(name: str) -> str:
+    """The MIME type by a name's ending."""
+    import mimetypes  # reads the system's tables: only where an artifact is logged
+
+    return mimetypes.guess_type(name, strict=False)[0] or "application/octet-stream"
+
+
+def _checked(name: str, path: Path) -> _Source:
+    found = path.lstat()
+    if not stat.S_ISREG(found.st_mode):
+        raise ArtifactRefused(
+            f"{path} is no file: {_kind_of(found.st_mode)}", "Artifacts are files, and folders of files."
+        )
+    return _Source(name, path, found)
+
+
+def _kind_of(mode: int) -> str:
+    kinds = {
+        stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFBLK: "a block device",
+        stat.S_IFCHR: "a character device", stat.S_IFLNK: "a link", stat.S_IFDIR: "a folder",
+    }  # fmt: skip
+    return kinds.get(stat.S_IFMT(mode), "of an unknown kind")
+
+
+def _files(folder: Path, root: Path) -> Iterator[tuple[str, Path]]:
+    """Each file under `folder`, by its name under `root`; a link inside stands for the file that it leads to."""
+    for entry in sorted(folder.iterdir()):
+        inside = entry.relative_to(root).as_posix()
+        if not entry.is_symlink():
+            if entry.is_dir():
+                yield from _files(entry, root)
+            else:
+                yield inside, entry
+            continue
+        target = entry.resolve()
+        if not target.is_relative_to(root) or not target.is_file():
+            raise ArtifactRefused(
+                f"{entry} is a link to {entry.readlink()}: out of the folder, or to no file",
+                "Put the files themselves into the folder.",
+            )
+        yield inside, target
+
+
+def _holds(target: Path, size: int) -> bool:
+    """Whether a content is stored already."""
+    try:
+        found = target.lstat()
+    except FileNotFoundError:
+        return False
+    return stat.S_ISREG(found.st_mode) and found.st_size == size
