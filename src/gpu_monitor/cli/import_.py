@@ -1,4 +1,4 @@
-"""`gpu_monitor import`: recorded nvidia-smi logs into the store, as history of a named node."""
+"""`gpu_monitor import`: recorded nvidia-smi logs into the store, as history of a named node; or TensorBoard's runs."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from zoneinfo import ZoneInfo
 from gpu_monitor.agent.ask import load_plan
 from gpu_monitor.agent.importing import FileReport, ImportReport, Progress, Target, plan_tasks, run_import
 from gpu_monitor.agent.ledger import refresh
+from gpu_monitor.cli import import_tensorboard
 from gpu_monitor.cli.options import Formatter, add_config
 from gpu_monitor.cli.output import json_text, note
 from gpu_monitor.config.load import Loaded, load
@@ -32,6 +33,7 @@ _EXAMPLES = """examples:
   gpu_monitor import dmon.log --start '2026-07-14 08:12:38' --step 10
   zcat gpu.csv.gz | gpu_monitor import - --node trainer
   gpu_monitor import --dry-run *.csv                    read and check, write nothing
+  gpu_monitor import --tensorboard runs                 TensorBoard's event files as experiments
 
 The rows show with --node NAME in -sc, export and report; they are sent only by `resend --node NAME`."""
 _BAR = 24
@@ -43,11 +45,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     """Add the `import` command."""
     parser = subparsers.add_parser(
         "import", help="recorded nvidia-smi logs into the store", formatter_class=Formatter, epilog=_EXAMPLES,
-        description="Import logs of nvidia-smi (--query-gpu CSV, -q -x XML, dmon) as history of a named node.",
+        description="Import logs of nvidia-smi (--query-gpu CSV, -q -x XML, dmon) as history of a named node, or "
+        "TensorBoard's event files as experiments.",
     )  # fmt: skip
     parser.set_defaults(handler=run)
     add = parser.add_argument
-    add("files", nargs="+", metavar="FILE", help="a recorded log; - is standard input")
+    add("files", nargs="*", metavar="FILE", help="a recorded log; - is standard input")
     add("--node", metavar="NAME", default=None, help="whose history it is (default: named after the file)")
     add("--columns", metavar="LIST", help="the columns in order, with commas; '-' for one to leave out")
     add(
@@ -65,10 +68,15 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add("--dry-run", action="store_true", default=False, help="read and check, write nothing")
     add("--json", action="store_true", default=False, help="the outcome as JSON")
     add_config(parser)
+    import_tensorboard.add_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Import the files; the exit code."""
+    if args.tensorboard is not None:
+        return import_tensorboard.run(args)
+    if not args.files:
+        raise UsageError("nothing to import was named", "Give logs of nvidia-smi, or --tensorboard DIR.")
     options = _options(args)
     tasks = plan_tasks(args.files, args.node)
     loaded = load(args.config)

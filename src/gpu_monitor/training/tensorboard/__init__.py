@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""TensorBoard's event files, read without TensorFlow and protobuf, and made experiments."""
