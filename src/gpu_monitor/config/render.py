@@ -57,6 +57,7 @@ _EXAMPLES = {
     "SLACK_WEBHOOK_URL": "https://hooks.slack.com/services/...",
     "SMTP_HOST": "smtp.example.com",
     "SMTP_USER": "gpu-monitor",
+    "BLOBS_QUOTA_GIB": "500",
     "SMTP_PASSWORD": "...",
     "SMTP_FROM": "gpu-monitor@example.com",
     "SMTP_TO": "ops@example.com, oncall@example.com",

@@ -48,6 +48,16 @@ class ServerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         Annotated[int, Meta(ge=1, le=36500)] | None,
         Meta(description="points of finished experiments are kept this long; unset keeps them"),
     ] = None
+    blobs_directory: Annotated[
+        str,
+        Meta(
+            description="files of experiments (relative to the server's directory); processes on one database share it"
+        ),
+    ] = "blobs"
+    blobs_quota_gib: Annotated[
+        Annotated[int, Meta(ge=1, le=1 << 20)] | None,
+        Meta(description="files of one contract come to this much at most; unset leaves it to the disk"),
+    ] = None
     enable_notifications: Annotated[bool, Meta(description="send alerts out; without it they only show")] = (
         False
     )

@@ -6,6 +6,7 @@ import msgspec
 
 from gpu_monitor.server.routes import (
     alerts,
+    blobs,
     channels,
     events,
     fleet,
@@ -15,6 +16,7 @@ from gpu_monitor.server.routes import (
     processes,
     reports,
     rules,
+    segments,
     series,
     silences,
     usage,
@@ -36,6 +38,8 @@ SHAPES: tuple[type[msgspec.Struct], ...] = (
     gaps.GapPage,
     events.EventPage,
     processes.ProcessPage,
+    *segments.SHAPES,
+    blobs.BlobHeld,
     alerts.AlertPage,
     rules.RulePage,
     silences.SilencePage,

@@ -25,6 +25,7 @@ from gpu_monitor.server.problems import (
 )
 from gpu_monitor.server.routes import (
     alerts,
+    blobs,
     channels,
     docs,
     events,
@@ -38,6 +39,7 @@ from gpu_monitor.server.routes import (
     processes,
     reports,
     rules,
+    segments,
     series,
     sessions,
     silences,
@@ -64,6 +66,8 @@ ROUTERS = (
     gaps.router,
     events.router,
     processes.router,
+    segments.router,
+    blobs.router,
     alerts.router,
     rules.router,
     silences.router,

@@ -12,6 +12,9 @@ from gpu_monitor.server.auth.sessions import SessionBook
 from gpu_monitor.server.auth.throttle import Throttle
 from gpu_monitor.server.auth.tokens import TokenBook
 from gpu_monitor.server.auth.upkeep import AuthUpkeep
+from gpu_monitor.server.experiments.blobs import BlobStore
+from gpu_monitor.server.experiments.reading import SegmentReader
+from gpu_monitor.server.experiments.writer import ExperimentWriter
 from gpu_monitor.server.ingest.body import Arrivals
 from gpu_monitor.server.ingest.writer import GroupWriter
 from gpu_monitor.server.live.bell import Bell
@@ -39,6 +42,10 @@ def build_state(settings: ServerSettings, store: Store, clock: Clock, address: s
     metrics.gauge("live_viewers", lambda: hub.viewers)
     writer = GroupWriter(store, clock, metrics)
     readiness.add("writer", writer.trouble)
+    arrivals, experiments = Arrivals(), ExperimentWriter(store, clock, metrics)
+    readiness.add("experiments", experiments.trouble)
+    quota = None if settings.blobs_quota_gib is None else settings.blobs_quota_gib << 30
+    blobs = BlobStore(settings.directory / settings.blobs_directory, store, clock, quota)
     writer.listen(lambda committed: newest.tell(committed.seq_to))
     bells: list[Bell] = []
 
@@ -49,7 +56,8 @@ def build_state(settings: ServerSettings, store: Store, clock: Clock, address: s
 
     office = open_office(settings, store, clock, newest, metrics, told)
     readiness.add("alerts", office.watcher.trouble)
-    parts: list[Part] = [upkeep, passwords, readiness, hub, writer, Retention(store, clock), *office.parts]
+    parts: list[Part] = [upkeep, passwords, readiness, hub, writer, experiments, blobs]
+    parts += [Retention(store, clock), *office.parts]
     local = local_token_file()
     if local is not None and not settings.is_exposed:
         parts.append(LocalToken(store, clock, address, local))
@@ -75,7 +83,10 @@ def build_state(settings: ServerSettings, store: Store, clock: Clock, address: s
         hub=hub,
         writer=writer,
         shaper=Shaper(),
-        arrivals=Arrivals(),
+        arrivals=arrivals,
+        experiments=experiments,
+        segments=SegmentReader(arrivals),
+        blobs=blobs,
         office=office,
         parts=tuple(parts),
     )

@@ -10,7 +10,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 _MIB = 1 << 20
 DEFAULT_BYTES = 256 * 1024
 """No request of the API but the ones below needs more."""
-LARGEST: tuple[tuple[str, int], ...] = (("/api/metrics", 2 * _MIB), ("/api/samples", 2 * _MIB))
+LARGEST: tuple[tuple[str, int], ...] = (
+    ("/api/metrics", 2 * _MIB),
+    ("/api/samples", 2 * _MIB),
+    ("/api/experiments", _MIB),
+    ("/api/blobs", 2 * _MIB),
+)
 """Bytes of an encoded body under a path; the longest path that fits counts."""
 BODY_SECONDS = 30.0
 """The whole body must be there so long after the first look for it: 2 MiB at 70 kB/s."""

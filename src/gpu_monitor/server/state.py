@@ -15,6 +15,9 @@ from gpu_monitor.server.auth.passwords import PasswordDesk
 from gpu_monitor.server.auth.sessions import SessionBook
 from gpu_monitor.server.auth.throttle import Throttle
 from gpu_monitor.server.auth.tokens import TokenBook
+from gpu_monitor.server.experiments.blobs import BlobStore
+from gpu_monitor.server.experiments.reading import SegmentReader
+from gpu_monitor.server.experiments.writer import ExperimentWriter
 from gpu_monitor.server.ingest.body import Arrivals
 from gpu_monitor.server.ingest.writer import GroupWriter
 from gpu_monitor.server.live.hub import Hub
@@ -60,6 +63,9 @@ class ServerState:
     writer: GroupWriter
     shaper: Shaper
     arrivals: Arrivals
+    experiments: ExperimentWriter
+    segments: SegmentReader
+    blobs: BlobStore
     office: Office
     parts: tuple[Part, ...]
 

@@ -1,0 +1,1 @@
+"""Takes experiments: segments by offset, files by digest, signs of life."""
