@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A child process that may hang or crash, seen from the agent: frames with a deadline, progress, last words.
 
 Started with `subprocess` as a fresh interpreter, never forked from the agent. What can block or refuse to

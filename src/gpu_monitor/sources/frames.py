@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Length-prefixed frames over a pipe between the agent and a child of its own.
 
 `marshal` encodes: both ends are the same interpreter, it is built in, and it keeps every other

@@ -18,6 +18,7 @@ from gpu_monitor.config.load import environment
 from gpu_monitor.wire.training import Writer
 
 _RANKS = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK")
+_LOCAL_RANKS = ("LOCAL_RANK", "SLURM_LOCALID", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID")
 _SIZES = ("WORLD_SIZE", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 _GPUS = "/proc/driver/nvidia/gpus"
 _LARGEST = 65_536
@@ -79,6 +80,11 @@ def host_name() -> str:
 def find_rank() -> int | None:
     """This process's number among those of one training, as its launcher says; None where none does."""
     return _number(_RANKS)
+
+
+def find_local_rank() -> int | None:
+    """This process's number among those of one training on this machine; None where no launcher says."""
+    return _number(_LOCAL_RANKS)
 
 
 def find_world_size() -> int | None:

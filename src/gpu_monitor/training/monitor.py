@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from gpu_monitor.config.training import TrainingSettings
 from gpu_monitor.core.clock import process_seconds
-from gpu_monitor.training import beginning
+from gpu_monitor.training import beginning, media
 from gpu_monitor.training.ending import PROCESS_END, of_exception
 from gpu_monitor.training.notice import tell
-from gpu_monitor.training.parts import Options, Parts
+from gpu_monitor.training.parts import Parts, options_of
 from gpu_monitor.training.recorder import Recorder
+from gpu_monitor.training.topics import Choice
 from gpu_monitor.training.values import plain
 from gpu_monitor.wire.training import STATUSES, Alert, Note, Params, Status, Tag
 
@@ -49,7 +50,7 @@ class TrainingMonitor:
         directory: str | Path | None = None,
         resume: str | None = None,
         strict: bool = False,
-        capture: bool | Collection[str] = True,
+        capture: Choice = True,
     ) -> None:
         """Begin an experiment, or go on with the one that `resume` (an id, or a name of this directory) means.
 
@@ -68,7 +69,7 @@ class TrainingMonitor:
             self.add_tags(tags)
         if params:
             self.log_params(params)
-        self._parts.start(Options(settings, capture))
+        self._parts.start(options_of(self.recorder, settings, capture))
 
     @property
     def experiment_id(self) -> str:
@@ -171,6 +172,36 @@ class TrainingMonitor:
     ) -> ModelVersion | None:  # fmt: skip
         """Make a checkpoint, or any file, the next version of a model. None where that could not be done, which is told."""
         return self._shelf.register_model(name, checkpoint, metrics, stage)
+
+    # Pictures and the like: content beside the numbers.
+
+    def log_image(self, name: str, image: object, step: int | None = None, layout: str | None = None) -> None:
+        """Record a picture: a matplotlib or plotly figure, a PIL image, or an array (HW, HWC, CHW)."""
+        media.log_image(self.recorder, name, image, step, layout)
+
+    def log_histogram(self, name: str, values: object, step: int | None = None, bins: int = 64) -> None:
+        """Record how the values of a tensor, array or list are spread; NaN and infinities are counted apart."""
+        media.log_histogram(self.recorder, name, values, step, bins)
+
+    def log_table(
+        self,
+        name: str,
+        rows: object,
+        step: int | None = None,
+        columns: Sequence[object] | None = None,
+    ) -> None:
+        """Record a table: rows (dicts, or lists with `columns`), a dict of columns, or a data frame."""
+        media.log_table(self.recorder, name, rows, step, columns)
+
+    def log_text(self, name: str, text: str, step: int | None = None) -> None:
+        """Record a text under a name."""
+        media.log_text(self.recorder, name, text, step)
+
+    def log_graph(
+        self, model: object, input_sample: object = None, name: str = "model", step: int | None = None
+    ) -> None:
+        """Record what a model is made of, traced as far as it can be; what cannot is a note in it."""
+        media.log_graph(self.recorder, model, input_sample, name, step)
 
     # The end.
 

@@ -4,29 +4,42 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Protocol
 
 from gpu_monitor.config.training import TrainingSettings
 from gpu_monitor.training.border import ForeignError, call_foreign
 from gpu_monitor.training.recorder import Recorder
+from gpu_monitor.training.topics import TOPICS, Choice, UnknownTopics, wanted_topics
 
-STARTS: tuple[tuple[str, str], ...] = ()
+STARTS: tuple[tuple[str, str], ...] = (
+    ("console", "gpu_monitor.training.console"),
+    ("capture", "gpu_monitor.training.capture"),
+    ("sampler", "gpu_monitor.training.sampler"),
+)
 """Name and module of each part. The module's `start(recorder, options)` returns a Part, or None where it has nothing
 to do; it must not block, and is loaded only then. A part that fails is told of once, and the training goes on."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What parts go by. `capture`: True for everything, False for nothing, or the names of what is wanted."""
+    """What parts go by. `wanted`: what is recorded by itself (topics.wanted_topics)."""
 
     settings: TrainingSettings
-    capture: bool | Collection[str] = True
+    wanted: frozenset[str] = frozenset(TOPICS)
 
     def wants(self, name: str) -> bool:
         """Whether something that records by itself is switched on."""
-        return self.capture if isinstance(self.capture, bool) else name in self.capture
+        return name in self.wanted
+
+
+def options_of(recorder: Recorder, settings: TrainingSettings, capture: Choice) -> Options:
+    """The options that a `capture=` means; names that mean nothing are refused, and the others hold."""
+    try:
+        return Options(settings, wanted_topics(capture))
+    except UnknownTopics as error:
+        recorder.refuse("capture", str(error))
+        return Options(settings, error.wanted)
 
 
 class Part(Protocol):

@@ -11,6 +11,7 @@ from gpu_monitor.sources.frames import Inbox, pack
 from gpu_monitor.sources.gpu.nvml_child import codes
 from gpu_monitor.sources.gpu.nvml_child.library import DriverGone
 from gpu_monitor.sources.gpu.nvml_child.reader import Reader, Refused
+from gpu_monitor.sources.lifeline import die_with, private_output, write_frame
 
 
 def _board(name: str) -> mmap.mmap:
@@ -19,35 +20,6 @@ def _board(name: str) -> mmap.mmap:
         return mmap.mmap(-1, codes.BOARD_BYTES, tagname=name)
     else:  # noqa: RET505 (mypy reads only one of the two)
         return mmap.mmap(int(name), codes.BOARD_BYTES)
-
-
-def _die_with(lifeline: int) -> None:
-    """End this process when the agent ends, even within a driver call.
-
-    The agent holds the other end of a pipe that nobody writes to. When it closes, however the agent
-    ended, the kernel sends SIGIO, whose default is to end the process. (PR_SET_PDEATHSIG would do the
-    same when the thread that started us ends, while the agent lives on.)
-    """
-    if sys.platform == "linux" and lifeline >= 0:
-        import fcntl  # not on Windows
-
-        fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
-        fcntl.fcntl(
-            lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC | os.O_NONBLOCK
-        )
-        try:
-            is_cut = not os.read(lifeline, 1)
-        except BlockingIOError:
-            return
-        if is_cut:
-            os._exit(0)  # the agent ended before we listened
-
-
-def _private_output() -> int:
-    """A descriptor for frames that no library knows: what it prints goes where errors go."""
-    private = os.dup(1)
-    os.dup2(2, 1)
-    return private
 
 
 def _answer(reader: Reader, request: tuple[object, ...]) -> tuple[object, ...]:
@@ -62,8 +34,8 @@ def _answer(reader: Reader, request: tuple[object, ...]) -> tuple[object, ...]:
 
 def main(board: str, lifeline: str) -> None:
     """Serve requests (`open`, `read`) until the input closes, then end at once."""
-    output = _private_output()
-    _die_with(int(lifeline))
+    output = private_output()
+    die_with(int(lifeline))
     reader = Reader(_board(board))
     gc.collect()
     gc.freeze()
@@ -76,12 +48,4 @@ def main(board: str, lifeline: str) -> None:
             os._exit(0)  # the agent is gone; the library's own way out may hang
         inbox.add(piece)
         while (request := inbox.take()) is not None:
-            _write(output, pack(_answer(reader, request[0])))  # type: ignore[arg-type]
-
-
-def _write(output: int, frame: bytes) -> None:
-    try:
-        while frame:
-            frame = frame[os.write(output, frame) :]
-    except BrokenPipeError:
-        os._exit(0)
+            write_frame(output, pack(_answer(reader, request[0])))  # type: ignore[arg-type]
