@@ -39,6 +39,20 @@ def on_terminal(folder: Path, columns: int, *words: str) -> list[str]:
     return text.splitlines()
 
 
+def answered(folder: Path, answer: str, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
+    """Run the program to its end with `answer` typed on a terminal before it asks."""
+    ours, theirs = os.openpty()
+    try:
+        os.write(ours, f"{answer}\n".encode())
+        return subprocess.run(
+            [*PROGRAM, *words], cwd=folder, env=environment(folder, **more), stdin=theirs, capture_output=True,
+            text=True, timeout=120, check=False,
+        )  # fmt: skip
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+
 def _drained(terminal: int) -> str:
     """Everything until the other side is closed, which Linux reports as an error and others as an end."""
     parts = []

@@ -1,4 +1,4 @@
-"""`gpu_monitor server`: a copy of the server's database, the way back, and the check of what is in it."""
+"""`gpu_monitor server`: a copy of the server's database, the way back, the check of what is in it, and forgetting."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TextIO
 
+from gpu_monitor.cli.consent import agrees
 from gpu_monitor.cli.options import Formatter
 from gpu_monitor.cli.output import json_text, note
 from gpu_monitor.cli.server_database import add_place, opened
+from gpu_monitor.cli.server_forget import add_forget, forget
 from gpu_monitor.config.server import load_server
 from gpu_monitor.core.clock import SystemClock
 from gpu_monitor.core.errors import EXIT_DONE, EXIT_FAILED, UsageError
@@ -28,6 +30,7 @@ EXAMPLES = """examples:
   gpu_monitor server check                  is every report what it was when it was stored?
   gpu_monitor server backup week.backup     a verified copy, while the server runs
   gpu_monitor server restore week.backup    the copy back, after the server was stopped
+  gpu_monitor server forget-node gpu-0001   a machine that is gone, with all it reported
 
 Of PostgreSQL a copy is a dump of pg_dump, in its custom format; both tools must be installed."""
 _BAR = 30
@@ -37,7 +40,8 @@ _SHOWN = 20
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the `server` command."""
     parser = subparsers.add_parser(
-        "server", help="back up, restore or check the server's database", formatter_class=Formatter, epilog=EXAMPLES,
+        "server", help="back up, restore or check the server's database; forget a node",
+        formatter_class=Formatter, epilog=EXAMPLES,
         description="Work on the server's database. backup and check may run beside the server.",
     )  # fmt: skip
     parser.set_defaults(handler=run)
@@ -50,13 +54,15 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     checking = actions.add_parser(
         "check", help="compare what is stored with what was acknowledged (exit 1 if it differs)"
     )
-    for action in (backup, restore, checking):
+    for action in (backup, restore, checking, add_forget(actions)):
         action.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON")
         add_place(action)
 
 
 def run(args: argparse.Namespace) -> int:
     """Do what `gpu_monitor server ACTION` asks; the exit code."""
+    if args.action == "forget-node":
+        return forget(args, _progress(sys.stderr))
     return {"backup": _backup, "restore": _restore, "check": _check}[args.action](args)
 
 
@@ -83,7 +89,8 @@ def _restore(args: argparse.Namespace) -> int:
     source, clock, progress = args.file.expanduser().absolute(), SystemClock(), _progress(sys.stderr)
     report = verify_copy(url, source, clock, progress)
     is_postgresql = url.get_backend_name() == "postgresql"
-    if (is_postgresql or Path(str(url.database)).exists()) and not args.yes and not _agrees(shown(url)):
+    is_there = is_postgresql or Path(str(url.database)).exists()
+    if is_there and not args.yes and not agrees(f"Everything in {shown(url)} will be replaced."):
         note("nothing was changed")
         return EXIT_FAILED
     kept = None
@@ -100,16 +107,6 @@ def _restore(args: argparse.Namespace) -> int:
     if kept is not None:
         print(f"what was there before is kept in {kept}")
     return EXIT_DONE
-
-
-def _agrees(name: str) -> bool:
-    """Ask on the terminal; UsageError where there is nobody to ask."""
-    if not sys.stdin.isatty():
-        raise UsageError(
-            f"{name} would be overwritten, and nobody is here to be asked", "Say --yes if you mean it."
-        )
-    print(f"Everything in {name} will be replaced. Type yes to go on: ", end="", file=sys.stderr, flush=True)
-    return sys.stdin.readline().strip().lower() == "yes"
 
 
 def _check(args: argparse.Namespace) -> int:

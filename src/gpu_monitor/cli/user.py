@@ -6,11 +6,12 @@ import argparse
 import getpass
 import sys
 
+from gpu_monitor.cli.consent import agrees
 from gpu_monitor.cli.options import Formatter
-from gpu_monitor.cli.output import json_text, table
+from gpu_monitor.cli.output import json_text, note, table
 from gpu_monitor.cli.server_database import actor, add_place, opened
 from gpu_monitor.core.clock import SystemClock
-from gpu_monitor.core.errors import EXIT_DONE, EXIT_NOTHING, UsageError
+from gpu_monitor.core.errors import EXIT_DONE, EXIT_FAILED, EXIT_NOTHING, UsageError
 from gpu_monitor.core.times import format_time
 from gpu_monitor.server.auth.audit import record
 from gpu_monitor.server.auth.contracts import has_nodes
@@ -23,6 +24,7 @@ from gpu_monitor.server.auth.users import (
     find_user,
     grant_role,
     list_users,
+    remove_user,
     take_role,
 )
 
@@ -32,6 +34,7 @@ EXAMPLES = """examples:
   gpu_monitor user grant carl --contract 12345 --role viewer
   gpu_monitor user passwd carl
   gpu_monitor user disable carl
+  gpu_monitor user remove carl
 
 The password is asked for on a terminal, and read as one line from a pipe. A running server heeds every change
 within a second."""
@@ -59,9 +62,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     passwd = actions.add_parser("passwd", help="change the password; the user's sessions end")
     disable = actions.add_parser("disable", help="let the user in no more; the user's sessions end")
     enable = actions.add_parser("enable", help="let the user in again")
-    for action in (add, grant, passwd, disable, enable):
+    remove = actions.add_parser("remove", help="remove the user and all roles; asks first")
+    remove.add_argument("--yes", action="store_true", default=False, help="do not ask")
+    for action in (add, grant, passwd, disable, enable, remove):
         action.add_argument("name", metavar="NAME", help="the user")
-    for action in (add, listing, grant, passwd, disable, enable):
+    for action in (add, listing, grant, passwd, disable, enable, remove):
         add_place(action)
 
 
@@ -73,6 +78,8 @@ def run(args: argparse.Namespace) -> int:
         return _add(args)
     if args.action == "grant":
         return _grant(args)
+    if args.action == "remove":
+        return _remove(args)
     return _change(args)
 
 
@@ -113,6 +120,23 @@ def _change(args: argparse.Namespace) -> int:
             record(connection, now, actor(), f"user.{args.action}", args.name)
     said = {"passwd": "has a new password", "disable": "is let in no more", "enable": "is let in again"}
     print(f"user {args.name} {said[args.action]}")
+    return EXIT_DONE
+
+
+def _remove(args: argparse.Namespace) -> int:
+    now = SystemClock().now()
+    with opened(args) as store:
+        with store.read() as connection:
+            user = find_user(connection, args.name)
+        may = "everything" if user.admin else ", ".join(_role(one) for one in user.memberships) or "nothing"
+        told = f"User {args.name} (may: {may}) will be removed; the audit log keeps the name."
+        if not args.yes and not agrees(told):
+            note("nothing was changed")
+            return EXIT_FAILED
+        with store.write() as connection:
+            remove_user(connection, args.name)
+            record(connection, now, actor(), "user.remove", args.name)
+    print(f"user {args.name} was removed")
     return EXIT_DONE
 
 

@@ -218,6 +218,31 @@ def test_a_user_sees_the_contracts_granted_and_no_more_once_disabled(either: Ser
     )
 
 
+def test_a_user_who_is_removed_is_let_in_no_more(either: Server) -> None:
+    server = either
+    add_user(server, "dora")
+    assert server.command("user", "grant", "dora", "--contract", "12345", "--role", "viewer").returncode == 0
+    session, _ = login(server, "dora")
+    asked = server.command("user", "remove", "dora")
+    assert asked.returncode == 2
+    assert "User dora (may: viewer of 12345) will be removed" in asked.stderr
+    gone = server.command("user", "remove", "dora", "--yes")
+    assert (gone.returncode, gone.stdout, gone.stderr) == (0, "user dora was removed\n", "")
+    until(
+        lambda: server.ask("GET", "/api/session", headers=session).json["kind"] == "anonymous",
+        "the session ends",
+        5,
+    )
+    assert server.ask("POST", "/api/session", {"name": "dora", "password": PASSWORD}).status == 401
+    assert "dora" not in server.command("user", "list").stdout
+    assert server.command("user", "remove", "dora", "--yes").returncode == 3
+    add_user(server, "dora")  # the name is free again, without the roles of before
+    (dora,) = [
+        one for one in json.loads(server.command("user", "list", "--json").stdout) if one["name"] == "dora"
+    ]
+    assert dora["memberships"] == []
+
+
 def test_changing_ones_password_ends_the_sessions(server: Server) -> None:
     add_user(server, "ada")
     session, _ = login(server, "ada")
@@ -237,6 +262,7 @@ def test_changing_ones_password_ends_the_sessions(server: Server) -> None:
 def test_the_last_administrator_stays(server: Server) -> None:
     add_user(server, "ada", "--admin")
     assert server.command("user", "disable", "ada").returncode == 2
+    assert server.command("user", "remove", "ada", "--yes").returncode == 2
     session, _ = login(server, "ada")
     assert server.ask("PATCH", "/api/users/ada", {"admin": False}, headers=session).status == 422
     assert server.ask("PATCH", "/api/users/nobody", {"admin": False}, headers=session).status == 404

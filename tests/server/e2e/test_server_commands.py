@@ -1,4 +1,4 @@
-"""`gpu_monitor server check`, `backup` and `restore`, as an operator types them."""
+"""`gpu_monitor server check`, `backup`, `restore` and `forget-node`, as an operator types them."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from gpu_monitor.core.clock import SystemClock
 from gpu_monitor.server.store.engine import Store, open_store
 from gpu_monitor.server.store.schema import events
 from tests.e2e.program import ask
+from tests.e2e.terminal import answered
 from tests.server.receipts import Fleet
 
 UUID = "3f2504e0-4f89-41d3-9a0c-0305e82c3301"
@@ -73,6 +74,44 @@ def test_nothing_is_restored_under_a_server(filled: Store, database: str, tmp_pa
     assert (refused.returncode, refused.stdout) == (1, "")
     assert re.search(r"in use by (process \d+|a server)", refused.stderr)
     serving.close()
+
+
+def test_a_node_is_forgotten_after_it_was_said_what_that_means(
+    filled: Store, database: str, tmp_path: Path
+) -> None:
+    asked = ask(tmp_path, "server", "forget-node", UUID, DATABASE_URL=database)
+    assert (asked.returncode, asked.stdout) == (2, "")
+    for words in (
+        f"node {UUID} of contract 12345",
+        "2 GPUs, 2 reports, 4 hours of GPUs",
+        "comes back",
+        "--yes",
+    ):
+        assert words in asked.stderr
+    assert ask(tmp_path, "server", "check", DATABASE_URL=database).stdout.count("2 reports with 12 rows")
+    filled.close()
+    gone = ask(tmp_path, "server", "forget-node", UUID, "--yes", "--json", DATABASE_URL=database)
+    assert (gone.returncode, gone.stderr) == (0, "")
+    told = json.loads(gone.stdout)
+    assert (told["node"], told["hostname"]) == (UUID, None)
+    assert told["removed"]["aggregates"] == 4
+    assert "nodes" in told["removed"]
+    again = ask(tmp_path, "server", "forget-node", UUID, "--yes", DATABASE_URL=database)
+    assert (again.returncode, again.stdout) == (3, "")
+    assert f"there is no node {UUID}" in again.stderr
+    assert "0 reports with 0 rows" in ask(tmp_path, "server", "check", DATABASE_URL=database).stdout
+
+
+def test_no_node_is_forgotten_unless_yes_is_typed(filled: Store, database: str, tmp_path: Path) -> None:
+    filled.close()
+    left = answered(tmp_path, "no", "server", "forget-node", UUID, DATABASE_URL=database)
+    assert (left.returncode, left.stdout) == (1, "")
+    assert left.stderr.endswith("Type yes to go on: nothing was changed\n")
+    gone = answered(tmp_path, "yes", "server", "forget-node", UUID, DATABASE_URL=database)
+    assert gone.returncode == 0
+    assert gone.stdout.startswith(
+        f"node {UUID} of contract 12345, never reported, was removed: 2 GPUs, 2 reports"
+    )
 
 
 def test_a_database_that_is_not_there_is_not_made(tmp_path: Path) -> None:

@@ -109,17 +109,14 @@ def test_live_minutes_go_after_a_week(store: Store) -> None:
         assert connection.execute(select(samples.c.time)).scalars().all() == [start + DAY]
 
 
-def test_many_rows_go_in_batches_that_let_others_in_between(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(retention, "_BATCH", 10)
+def test_many_rows_go_in_batches_that_let_others_in_between(store: Store) -> None:
     with store.write() as connection:
         connection.execute(insert(changes), [{"seq": n, "time": NOW, "kind": "node"} for n in range(25)])
     stop = threading.Event()
     stop.set()
     assert prune(store, LATER, stop) == {}
     assert count(store, changes) == 25
-    assert prune(store, LATER) == {"changes": 25}
+    assert prune(store, LATER, batch=10) == {"changes": 25}
 
 
 def test_a_month_begins_and_ends_where_the_calendar_says() -> None:

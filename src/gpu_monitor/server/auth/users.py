@@ -107,6 +107,15 @@ def change_user(
     raise_version(connection)
 
 
+def remove_user(connection: Connection, name: str) -> None:
+    """Remove a user with all roles and sessions; NothingFound, or UsageError for the last administrator."""
+    user = find_user(connection, name)
+    connection.execute(delete(users).where(users.c.id == user.id))
+    if user.admin and not user.disabled and not has_admin(connection):
+        raise UsageError(f"{name} is the only administrator", "Make another one first.")
+    raise_version(connection)
+
+
 def grant_role(connection: Connection, name: str, contract: str, role: str, project: str = "") -> None:
     """Give a role in a contract (or one project of it), in place of the one held; NothingFound, UsageError."""
     if role not in ROLES:

@@ -8,13 +8,13 @@ import sqlite3
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Table, and_, delete, literal_column, select, text, tuple_
+from sqlalchemy import ColumnElement, Connection, Table, and_, text
 
 from gpu_monitor.core.clock import Clock
 from gpu_monitor.core.errors import StorageError
 from gpu_monitor.server.store import schema
+from gpu_monitor.server.store.batches import BATCH, delete_some
 from gpu_monitor.server.store.engine import Store
 from gpu_monitor.server.store.partitions import AGGREGATES, SAMPLES, Split, drop_partitions
 from gpu_monitor.server.store.sense import EDGE_SECONDS
@@ -28,8 +28,6 @@ RETENTION_LOCK = 0x6770756D7265
 _ROUND_SECONDS = 300.0
 _AHEAD_SECONDS = 2 * _DAY
 """Partitions are made so long before their first row is due."""
-_BATCH = 5000
-"""Rows in one transaction: some 50 ms on SQLite, in which reports wait."""
 _SPARE_SHARE, _SPARE_BYTES = 0.1, 64 << 20
 """Free pages of a SQLite file up to here are left to the rows of the next days."""
 _VACUUM_PAGES = 512
@@ -127,15 +125,17 @@ class Retention:
             _LOG.warning("nothing is pruned now: %s", error.message)
 
 
-def prune(store: Store, now: float, stop: threading.Event | None = None) -> dict[str, int]:
+def prune(
+    store: Store, now: float, stop: threading.Event | None = None, batch: int = BATCH
+) -> dict[str, int]:
     """Take out what is too old; how many rows (or partitions, whole) went, by table.
 
-    Every batch is a transaction of its own. `stop` ends it after the one under way.
+    Every batch of so many rows is a transaction of its own. `stop` ends it after the one under way.
     """
     gone: dict[str, int] = {}
     for rule in RULES:
         limit = (now - rule.seconds) / rule.unit
-        count = _by_batches(store, rule, limit, stop)
+        count = _by_batches(store, rule, limit, stop, batch)
         if count:
             gone[rule.table.name] = count
         if stop is not None and stop.is_set():
@@ -153,7 +153,7 @@ def optimize(store: Store) -> None:
             connection.exec_driver_sql("ANALYZE")
 
 
-def _by_batches(store: Store, rule: Rule, limit: float, stop: threading.Event | None) -> int:
+def _by_batches(store: Store, rule: Rule, limit: float, stop: threading.Event | None, batch: int) -> int:
     total = 0
     while stop is None or not stop.is_set():
         with store.write() as connection:
@@ -162,9 +162,9 @@ def _by_batches(store: Store, rule: Rule, limit: float, stop: threading.Event | 
                     return total
                 if rule.split is not None:
                     return drop_partitions(connection, rule.split, int(limit))
-            count = _delete_some(connection, rule, limit)
+            count = _delete_some(connection, rule, limit, batch)
         total += count
-        if count < _BATCH:
+        if count < batch:
             break
     return total
 
@@ -175,7 +175,7 @@ def _is_ours(connection: Connection) -> bool:
     return bool(connection.execute(asked, {"key": RETENTION_LOCK}).scalar_one())
 
 
-def _delete_some(connection: Connection, rule: Rule, limit: float) -> int:
+def _delete_some(connection: Connection, rule: Rule, limit: float, batch: int) -> int:
     """Delete the rows of one batch; fewer than a batch where no more is left."""
     table = rule.table
     is_old = table.c[rule.column] < limit
@@ -183,10 +183,7 @@ def _delete_some(connection: Connection, rule: Rule, limit: float) -> int:
         is_old = and_(is_old, table.c[rule.within] <= limit * rule.unit + _DAY + EDGE_SECONDS)
     if rule.only is not None:
         is_old = and_(is_old, rule.only)
-    keys: list[ColumnElement[Any]] = list(table.primary_key) or [literal_column("rowid")]
-    chosen = select(*keys).select_from(table).where(is_old).limit(_BATCH)
-    key = keys[0] if len(keys) == 1 else tuple_(*keys)
-    return connection.execute(delete(table).where(key.in_(chosen))).rowcount
+    return delete_some(connection, table, is_old, batch)
 
 
 def _give_back(store: Store, stop: threading.Event | None) -> None:
