@@ -149,6 +149,10 @@ class ExperimentServer:
             else self._judge(reply, needs_offset=False)
         )
 
+    def get(self, path: str, headers: Mapping[str, str] | None = None) -> Reply | Failure:
+        """What the server answers to a question; an answer beyond 1 MiB has no `data`: ask for ranges of a file."""
+        return self._carry("GET", path, headers or {}, None)
+
     def cut(self) -> None:
         """End the request that another thread has under way, and refuse all later ones. Any thread."""
         self._connection.cut()

@@ -10,6 +10,7 @@ NAMES = {
     "TrainingMonitor": "gpu_monitor.training.monitor",
     "list_checkpoints": "gpu_monitor.training.checkpoints",
     "load_checkpoint": "gpu_monitor.training.checkpoints",
+    "download_model": "gpu_monitor.training.downloads",
     "find_model": "gpu_monitor.training.models",
     "list_models": "gpu_monitor.training.models",
     "verify_model": "gpu_monitor.training.models",
