@@ -4,16 +4,18 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import itertools
+import logging
 import sys
 from pathlib import Path
 
 from gpu_monitor.config.training import DEFAULT_DIRECTORY, TrainingSettings, load_training
 from gpu_monitor.core.clock import SystemClock
-from gpu_monitor.core.errors import ConfigError
+from gpu_monitor.core.errors import ConfigError, NothingFound
 from gpu_monitor.training.identity import shared_key
 from gpu_monitor.training.notice import tell
-from gpu_monitor.training.place import new_id
+from gpu_monitor.training.place import is_id, new_id
 from gpu_monitor.training.recorder import Recorder, Run
 from gpu_monitor.training.values import plain
 
@@ -38,11 +40,50 @@ def find_settings(server: str | None, directory: str | Path | None, strict: bool
 
 def begin(settings: TrainingSettings, name: str | None, project: str | None, resume: str | None) -> Recorder:
     """The recorder of a new experiment, or of the one to resume."""
-    now = SystemClock().now()
-    experiment_id = new_id(now, _next_key())
+    run = None if resume is None else _resumed(settings, resume, name, project)
+    if run is not None:
+        return Recorder(run, strict=settings.strict)
+    experiment_id = new_id(SystemClock().now(), _next_key())
     folder = settings.directory / experiment_id
     run = Run(experiment_id, _short(name) or script_name(), _short(project) or DEFAULT_PROJECT, folder)
     return Recorder(run, strict=settings.strict)
+
+
+def _resumed(settings: TrainingSettings, resume: str, name: str | None, project: str | None) -> Run | None:
+    """The run that goes on; None where nothing is known to go on with.
+
+    An id that is not on this machine is taken as it is: its other segments lie elsewhere. With `strict` it raises
+    UsageError or NothingFound.
+    """
+    reading = importlib.import_module("gpu_monitor.training.reading")  # of no use to a training that begins
+    try:
+        stored = reading.open_experiment(settings.directory, resume)
+    except NothingFound as error:
+        if is_id(resume):
+            tell(
+                f"experiment {resume} goes on, and is not in {settings.directory}: steps that are left out count from 0"
+            )
+            folder = settings.directory / resume
+            return Run(
+                resume, _short(name) or script_name(), _short(project) or DEFAULT_PROJECT, folder, True
+            )
+        if settings.strict:
+            raise
+        tell(f"nothing is resumed, a new experiment begins: {error}")
+        return None
+    except OSError as error:
+        tell(f"{resume!r} is not resumed, a new experiment begins: {error}")
+        return None
+    if stored.said:
+        tell(f"resuming: {stored.said}", logging.INFO)
+    return Run(
+        experiment_id=stored.id,
+        name=_short(name) or stored.name,
+        project=_short(project) or stored.project,
+        folder=stored.folder,
+        is_resumed=True,
+        step=stored.last_step,
+    )
 
 
 def script_name() -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpu_monitor.config.training import TrainingSettings
 from gpu_monitor.core.clock import process_seconds
-from gpu_monitor.training import beginning, media
+from gpu_monitor.training import beginning
 from gpu_monitor.training.ending import PROCESS_END, of_exception
 from gpu_monitor.training.notice import tell
 from gpu_monitor.training.parts import Parts, options_of
@@ -142,6 +142,11 @@ class TrainingMonitor:
         shelf: Shelf = importlib.import_module("gpu_monitor.training.shelf").Shelf(self.recorder)
         return shelf
 
+    @property
+    def _media(self) -> Any:
+        """Loaded with the first picture."""
+        return importlib.import_module("gpu_monitor.training.media")
+
     def save_checkpoint(
         self, state: Any, epoch: int, metrics: Mapping[str, Any] | None = None, keep: str = "all"
     ) -> Checkpoint | None:
@@ -177,11 +182,11 @@ class TrainingMonitor:
 
     def log_image(self, name: str, image: object, step: int | None = None, layout: str | None = None) -> None:
         """Record a picture: a matplotlib or plotly figure, a PIL image, or an array (HW, HWC, CHW)."""
-        media.log_image(self.recorder, name, image, step, layout)
+        self._media.log_image(self.recorder, name, image, step, layout)
 
     def log_histogram(self, name: str, values: object, step: int | None = None, bins: int = 64) -> None:
         """Record how the values of a tensor, array or list are spread; NaN and infinities are counted apart."""
-        media.log_histogram(self.recorder, name, values, step, bins)
+        self._media.log_histogram(self.recorder, name, values, step, bins)
 
     def log_table(
         self,
@@ -191,17 +196,17 @@ class TrainingMonitor:
         columns: Sequence[object] | None = None,
     ) -> None:
         """Record a table: rows (dicts, or lists with `columns`), a dict of columns, or a data frame."""
-        media.log_table(self.recorder, name, rows, step, columns)
+        self._media.log_table(self.recorder, name, rows, step, columns)
 
     def log_text(self, name: str, text: str, step: int | None = None) -> None:
         """Record a text under a name."""
-        media.log_text(self.recorder, name, text, step)
+        self._media.log_text(self.recorder, name, text, step)
 
     def log_graph(
         self, model: object, input_sample: object = None, name: str = "model", step: int | None = None
     ) -> None:
         """Record what a model is made of, traced as far as it can be; what cannot is a note in it."""
-        media.log_graph(self.recorder, model, input_sample, name, step)
+        self._media.log_graph(self.recorder, model, input_sample, name, step)
 
     # The end.
 

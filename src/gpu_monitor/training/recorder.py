@@ -43,7 +43,10 @@ _MOST_SHOWN = 500
 
 @dataclass(frozen=True)
 class Run:
-    """What all segments of an experiment that one process writes have in common."""
+    """What all segments of an experiment that one process writes have in common.
+
+    `step`: the last step before, of one that is resumed; None: not known, or none.
+    """
 
     experiment_id: str
     name: str
@@ -51,6 +54,7 @@ class Run:
     folder: Path
     is_resumed: bool = False
     simulated: bool = False
+    step: int | None = None
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,6 @@ class Recorder:
     """One process's records of one experiment. For any thread; raises for the trainer only where `strict` is set.
 
     The segment's file is made with the first record. A forked child begins one of its own, with what it logs first.
-    `step`: the last step known, where the experiment goes on.
     """
 
     def __init__(
@@ -73,7 +76,6 @@ class Recorder:
         run: Run,
         *,
         strict: bool = False,
-        step: int | None = None,
         now: Callable[[], float] | None = None,
     ) -> None:
         self.run = run
@@ -88,7 +90,7 @@ class Recorder:
         self.status: str | None = None
         """The last status that was put; None before the first."""
         self._now = now or SystemClock().now
-        self._step = step
+        self._step = run.step
         self._parent: str | None = None
         self._begin()
 

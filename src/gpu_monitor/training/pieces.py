@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: MIT
+"""The binary columns of series over one stretch of a log, with a pyramid of extremes above each."""
+
+from __future__ import annotations
+
+import sys
+import zlib
+from array import array
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+
+from gpu_monitor.training.scan import Axis, Column
+
+FIRST, WIDER = 16, 4
+"""Points under an entry of the lowest level of a pyramid, and entries under one of the next."""
+_NARROW = 1 << 32
+NAN = float("nan")
+
+
+class DamagedIndex(Exception):
+    """An index does not hold what it says: it is made again."""
+
+
+class AxisPiece(msgspec.Struct, array_like=True):
+    """Where an axis lies in an index. `stride` None: the steps are written out; else they begin at `step` and grow by
+    it. `at_wide`: whether times take 8 bytes, and not 4 above `at`."""
+
+    offset: int
+    length: int
+    check: int
+    count: int
+    step: int
+    stride: int | None
+    at: int
+    at_wide: bool
+
+
+class Piece(msgspec.Struct, array_like=True):
+    """Where the values of a series lie in an index, and the number of its axis in the same table."""
+
+    offset: int
+    length: int
+    check: int
+    count: int
+    axis: int
+
+
+class Level(msgspec.Struct):
+    """One entry for each bucket of points, in order: its last point, and the least and greatest finite value (NaN: none)."""
+
+    counts: Sequence[int]
+    steps: Sequence[int]
+    ats: Sequence[int]
+    values: Sequence[float]
+    least: Sequence[float]
+    most: Sequence[float]
+
+
+def pack_axis(axis: Axis, offset: int) -> tuple[AxisPiece, bytes]:
+    """An axis for the place `offset` in an index, and its bytes: steps, times, and both at each level's ends."""
+    count = len(axis.steps)
+    stride = _stride(axis.steps)
+    low, high = min(axis.ats), max(axis.ats)
+    is_wide = high - low >= _NARROW
+    parts: list[array[Any]] = [] if stride is not None else [array("q", axis.steps)]
+    parts.append(array("q", axis.ats) if is_wide else array(_FOUR, [at - low for at in axis.ats]))
+    for width in _widths(count):
+        ends = _ends(count, width)
+        parts += [array("q", [axis.steps[end] for end in ends]), array("q", [axis.ats[end] for end in ends])]
+    data = b"".join(_bytes(part) for part in parts)
+    first = axis.steps[0]
+    return AxisPiece(
+        offset, len(data), zlib.crc32(data), count, first, stride, 0 if is_wide else low, is_wide
+    ), data
+
+
+def pack_values(values: Sequence[float], offset: int, axis: int) -> tuple[Piece, bytes]:
+    """Values for the place `offset` in an index, and their bytes: all, then last, least and greatest at each level."""
+    count = len(values)
+    parts: list[array[Any]] = [values if isinstance(values, array) else array("d", values)]
+    least: Sequence[float] = parts[0]
+    most: Sequence[float] = parts[0]
+    group = FIRST
+    for width in _widths(count):
+        if group == FIRST:
+            least, most = _extremes_of(parts[0], FIRST)
+        else:
+            least = _extremes_of(least, WIDER)[0]
+            most = _extremes_of(most, WIDER)[1]
+        group = WIDER
+        last = array("d", [values[end] for end in _ends(count, width)])
+        parts += [last, array("d", least), array("d", most)]
+    data = b"".join(_bytes(part) for part in parts)
+    return Piece(offset, len(data), zlib.crc32(data), count, axis), data
+
+
+def unpack_axis(piece: AxisPiece, data: bytes) -> Axis:
+    """The axis of a piece. DamagedIndex where the bytes are not those that were packed."""
+    _check(piece, data)
+    steps: Sequence[int]
+    if piece.stride is None:
+        steps, place = _take("q", data, 0, piece.count)
+    else:
+        steps, place = _range(piece.step, piece.stride, piece.count), 0
+    ats, _ = _take("q" if piece.at_wide else _FOUR, data, place, piece.count)
+    return Axis(steps, ats if piece.at_wide else [at + piece.at for at in ats])
+
+
+def unpack_values(piece: Piece, data: bytes) -> array[float]:
+    """The values of a piece. DamagedIndex as above."""
+    _check(piece, data)
+    return _take("d", data, 0, piece.count)[0]
+
+
+def level_of(axis: AxisPiece, piece: Piece, read: Callable[[int, int], bytes], height: int) -> Level | None:
+    """Level `height` (0 the lowest) of a series; None where it has none so high. `read(offset, length)`."""
+    count = piece.count
+    widths = _widths(count)
+    if height >= len(widths):
+        return None
+    sizes = [len(_ends(count, width)) for width in widths]
+    before, size, width = sum(sizes[:height]), sizes[height], widths[height]
+    base = count * ((0 if axis.stride is not None else 8) + (8 if axis.at_wide else 4))
+    steps, ats = _taken("qq", read(axis.offset + base + before * 16, size * 16), size)
+    values, least, most = _taken("ddd", read(piece.offset + count * 8 + before * 24, size * 24), size)
+    counts = [width] * (size - 1) + [count - width * (size - 1)]
+    return Level(counts, steps, ats, values, least, most)
+
+
+def level_above(column: Column, width: int) -> Level:
+    """Buckets of `width` points of a column."""
+    count = len(column.values)
+    ends = _ends(count, width)
+    axis, values = column.axis, column.values
+    least, most = _extremes_of(values, width)
+    return Level(
+        counts=[width] * (len(ends) - 1) + [count - width * (len(ends) - 1)],
+        steps=[axis.steps[end] for end in ends],
+        ats=[axis.ats[end] for end in ends],
+        values=[values[end] for end in ends],
+        least=least,
+        most=most,
+    )
+
+
+def extremes(values: Sequence[float]) -> tuple[float, float]:
+    """The least and the greatest finite value; NaN twice where there is none."""
+    total = sum(values)
+    if total - total != 0:
+        values = [value for value in values if value - value == 0]
+        if not values:
+            return NAN, NAN
+    return min(values), max(values)
+
+
+def _extremes_of(values: Sequence[float], width: int) -> tuple[list[float], list[float]]:
+    """The extremes of each bucket of `width` values."""
+    pairs = [extremes(values[start : start + width]) for start in range(0, len(values), width)]
+    return [low for low, _ in pairs], [high for _, high in pairs]
+
+
+def _widths(count: int) -> list[int]:
+    """How many points lie under an entry of each level: up to the one that has a single entry."""
+    widths: list[int] = []
+    width = FIRST
+    while count > width:
+        widths.append(width)
+        width *= WIDER
+    return widths
+
+
+def _ends(count: int, width: int) -> Sequence[int]:
+    """The places of the last points of buckets."""
+    return [*range(width - 1, count - 1, width), count - 1]
+
+
+def _check(piece: AxisPiece | Piece, data: bytes) -> None:
+    if len(data) != piece.length or zlib.crc32(data) != piece.check:
+        raise DamagedIndex("a piece is damaged")
+
+
+def _taken(codes: str, data: bytes, size: int) -> list[array[Any]]:
+    columns: list[array[Any]] = []
+    place = 0
+    for code in codes:
+        column, place = _take(code, data, place, size)
+        columns.append(column)
+    return columns
+
+
+def _stride(steps: Sequence[int]) -> int | None:
+    """How steps grow where they grow evenly; None where they do not."""
+    if len(steps) == 1:
+        return 0
+    stride = steps[1] - steps[0]
+    even = _range(steps[0], stride, len(steps))
+    return stride if list(even) == list(steps) else None
+
+
+def _range(start: int, stride: int, count: int) -> Sequence[int]:
+    return range(start, start + stride * count, stride) if stride else [start] * count
+
+
+_FOUR = "I" if array("I").itemsize == 4 else "L"
+
+
+def _bytes(part: array[Any]) -> bytes:
+    """Little-endian bytes of a column."""
+    if sys.byteorder == "big":
+        part = array(part.typecode, part)
+        part.byteswap()
+    return part.tobytes()
+
+
+def _take(code: str, data: bytes, place: int, count: int) -> tuple[array[Any], int]:
+    column = array(code)
+    end = place + column.itemsize * count
+    column.frombytes(data[place:end])
+    if sys.byteorder == "big":
+        column.byteswap()
+    if len(column) != count:
+        raise DamagedIndex("a piece is cut off")
+    return column, end
