@@ -17,6 +17,9 @@ PROGRAM = (sys.executable, "-m", "gpu_monitor")
 _NEVER = (
     "GPU_MONITOR_TOKEN",
     "GPU_MONITOR_TOKEN_FILE",
+    "GPU_MONITOR_SERVER",
+    "GPU_MONITOR_DIR",
+    "GPU_MONITOR_STRICT",
     "STATE_DIRECTORY",
     "NOTIFY_SOCKET",
     "http_proxy",

@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "export": ("gpu_monitor.cli.export", "rows or hours as CSV or JSON"),
     "import": ("gpu_monitor.cli.import_", "recorded nvidia-smi logs into the store"),
     "resend": ("gpu_monitor.cli.resend", "send rejected or parked reports again"),
+    "sync": ("gpu_monitor.cli.sync", "upload experiments that lie on this machine"),
     "demo": ("gpu_monitor.cli.demo", "agent and server together, to look at"),
     "serve": ("gpu_monitor.cli.serve", "run the central server"),
     "token": ("gpu_monitor.cli.token", "make, list or revoke the server's tokens"),

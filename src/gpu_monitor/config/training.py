@@ -19,6 +19,9 @@ SERVER, TOKEN, TOKEN_FILE = "GPU_MONITOR_SERVER", "GPU_MONITOR_TOKEN", "GPU_MONI
 DIRECTORY, STRICT = "GPU_MONITOR_DIR", "GPU_MONITOR_STRICT"
 EXPERIMENT_ID = "GPU_MONITOR_EXPERIMENT_ID"
 """What a run leaves in its environment for its children; never read as a setting."""
+REGISTRY = "gpu_monitor/experiments"
+SHARED_REGISTRY = f"/run/{REGISTRY}"
+"""Where runs of every user register, if the service made it; else in the same place under `$XDG_RUNTIME_DIR`."""
 NAMES = (SERVER, TOKEN, TOKEN_FILE, DIRECTORY, STRICT)
 DEFAULT_DIRECTORY = "experiments"
 _REPORTS = "/api/metrics"
@@ -185,3 +188,9 @@ def _read(path: Path) -> str | None:
     except (OSError, ValueError, RecursionError, msgspec.MsgspecError):
         return None
     return text if isinstance(whole, Mapping) and whole and set(whole) <= set(SECTIONS) else None
+
+
+def runtime_directory() -> Path | None:
+    """The user's own directory for what lasts as long as a login; None where the system has none."""
+    found = environment("XDG_RUNTIME_DIR")
+    return Path(found) if found is not None and found.startswith("/") else None

@@ -56,10 +56,7 @@ class SegmentSender:
 
     def size(self) -> int:
         """Bytes of the file now, a torn tail included; 0 where it is gone."""
-        try:
-            return self.path.stat().st_size
-        except OSError:
-            return 0
+        return size_of(self.path)
 
     def step(self) -> Told | None:
         """Send what is next, one request at most; None where the server holds every whole line, or `problem` says why not."""
@@ -160,6 +157,14 @@ def _media_places(piece: bytes) -> Iterator[int]:
     while place >= 0:
         yield place + 1
         place = piece.find(b"\n" + _MEDIA, place + 1)
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file; 0 where it is gone."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def sent_path(path: Path) -> Path:

@@ -13,6 +13,8 @@ from gpu_monitor.training.recorder import Recorder
 from gpu_monitor.training.topics import TOPICS, Choice, UnknownTopics, wanted_topics
 
 STARTS: tuple[tuple[str, str], ...] = (
+    ("upload", "gpu_monitor.training.delivery"),  # closed last: it sends what the others say at the end
+    ("registration", "gpu_monitor.training.register"),
     ("console", "gpu_monitor.training.console"),
     ("capture", "gpu_monitor.training.capture"),
     ("sampler", "gpu_monitor.training.sampler"),

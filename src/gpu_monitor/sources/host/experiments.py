@@ -13,6 +13,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
+from gpu_monitor.config.training import REGISTRY, SHARED_REGISTRY
 from gpu_monitor.sources.host.proc_files import EXPERIMENT_ID
 
 # A registration has four short fields; anything longer is not one of ours.
@@ -40,8 +41,8 @@ class _Registration:
     boot_id: str | None
 
 
-SHARED_FOLDER = "/run/gpu_monitor/experiments"
-USER_FOLDER = "/run/user/{uid}/gpu_monitor/experiments"
+SHARED_FOLDER = SHARED_REGISTRY
+USER_FOLDER = f"/run/user/{{uid}}/{REGISTRY}"
 """`$XDG_RUNTIME_DIR` as systemd sets it; `{uid}` is the user of the process that is looked for."""
 
 # Users of one machine who run something on its GPUs; beyond it their folders are looked up anew.

@@ -1,0 +1,247 @@
+"""`gpu_monitor sync`: what lies on this machine is on the server afterwards, exactly once, whatever happens meanwhile."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.program import PROGRAM, ask, environment
+from tests.e2e.waiting import until
+from tests.fakes.experiments import Fault, Shelf
+from tests.fakes.segments import add_blob, make, points
+
+TRAINER = """
+import sys
+from gpu_monitor.training.monitor import TrainingMonitor
+monitor = TrainingMonitor("killed", capture=False, **({"server": sys.argv[1]} if len(sys.argv) > 1 else {}))
+step = 0
+while True:
+    monitor.log_metrics({"loss": step / 7, "rate": 0.1}, step=step)
+    print(step, flush=True)
+    step += 1
+"""
+
+
+@pytest.fixture
+def shelf() -> Iterator[Shelf]:
+    with Shelf() as started:
+        yield started
+
+
+def all_held(shelf: Shelf, directory: Path) -> bool:
+    """Whether the server holds each segment of a directory as far as its whole lines go."""
+    paths = list(directory.glob("*/seg-*.log"))
+    return bool(paths) and all(
+        shelf.held(path.parent.name, path.stem) == path.read_bytes()[: path.read_bytes().rfind(b"\n") + 1]
+        for path in paths
+    )
+
+
+def kill_after(steps: int, home: Path, *words: str, **more: str) -> int:
+    """Start a training, SIGKILL it after so many steps; the last step whose call returned."""
+    trainer = subprocess.Popen(
+        [sys.executable, "-c", TRAINER, *words], cwd=home, env=environment(home, **more), stdout=subprocess.PIPE, text=True
+    )  # fmt: skip
+    assert trainer.stdout is not None
+    last = -1
+    for line in trainer.stdout:
+        last = int(line)
+        if last >= steps:
+            break
+    trainer.kill()
+    rest = trainer.stdout.read().split("\n")[:-1]
+    trainer.stdout.close()
+    trainer.wait()
+    return int(rest[-1]) if rest else last
+
+
+def steps_of(data: bytes) -> list[int]:
+    """The steps of all points in a segment."""
+    return [json.loads(line)[2] for line in data.splitlines() if line.startswith(b'["p"')]
+
+
+def test_a_killed_training_is_on_the_server_after_a_sync_exactly_once(shelf: Shelf, tmp_path: Path) -> None:
+    last = kill_after(3000, tmp_path)
+    done = ask(tmp_path, "sync", "--server", shelf.url)
+    assert (done.returncode, all_held(shelf, tmp_path / "experiments")) == (0, True), done.stderr
+    (data,) = (bytes(held) for held in shelf.segments.values())
+    assert steps_of(data)[: last + 1] == list(range(last + 1))
+    before = len(shelf.asked)
+    again = ask(tmp_path, "sync", "--server", shelf.url)
+    assert (again.returncode, again.stdout, len(shelf.asked)) == (0, "", before)
+    assert "it holds everything" in again.stderr
+
+
+@pytest.mark.parametrize("round_", range(4))
+def test_killed_while_uploading_with_a_bad_server(round_: int, shelf: Shelf, tmp_path: Path) -> None:
+    faults = [["lost", "reset"], ["lost"] * 3, [Fault("status", status=500), "lost"], ["hang"]]
+    shelf.behave(*faults[round_])
+    last = kill_after(5000 + 1500 * round_, tmp_path, shelf.url)
+    shelf.release.set()
+    done = ask(tmp_path, "sync", "--server", shelf.url, "--json")
+    assert (done.returncode, all_held(shelf, tmp_path / "experiments")) == (0, True), done.stdout
+    (data,) = (bytes(held) for held in shelf.segments.values())
+    assert steps_of(data)[: last + 1] == list(range(last + 1))
+
+
+def test_the_next_start_uploads_what_the_killed_one_left(shelf: Shelf, tmp_path: Path) -> None:
+    kill_after(500, tmp_path)
+    kill_after(500, tmp_path)
+    code = (
+        "import sys, time\nfrom gpu_monitor.training.monitor import TrainingMonitor\n"
+        f"monitor = TrainingMonitor('next', capture=False, server={shelf.url!r})\nsys.stdin.readline()\nmonitor.finish()\n"
+    )
+    next_one = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment(tmp_path), stdin=subprocess.PIPE
+    )
+    until(lambda: len(shelf.segments) == 3 and all_held(shelf, tmp_path / "experiments"), "all are there")
+    next_one.communicate(b"\n", timeout=60)
+    assert next_one.returncode == 0
+
+
+def test_settings_of_the_environment_hold(shelf: Shelf, tmp_path: Path) -> None:
+    make(tmp_path / "elsewhere")
+    shelf.token = "a-token-of-mine"
+    (tmp_path / "token").write_text("a-token-of-mine\n")
+    (tmp_path / "token").chmod(0o600)
+    names = {
+        "GPU_MONITOR_SERVER": shelf.url,
+        "GPU_MONITOR_DIR": "elsewhere",
+        "GPU_MONITOR_TOKEN_FILE": "token",
+    }
+    done = ask(tmp_path, "sync", **names)
+    assert (done.returncode, all_held(shelf, tmp_path / "elsewhere")) == (0, True), done.stderr
+
+
+def test_it_says_what_became_of_each_experiment(shelf: Shelf, tmp_path: Path) -> None:
+    good = make(tmp_path / "runs", "good", name="resnet")
+    add_blob(good, b"picture" * 1000)
+    torn = make(tmp_path / "runs", "torn")
+    torn.write_bytes(torn.read_bytes() + b'["p",')
+    other = make(tmp_path / "runs", "other")
+    shelf.segments["other", "seg-a0000000"] = bytearray(other.read_bytes()[:-40] + b"x" * 40)
+    done = ask(tmp_path, "sync", "runs", "--server", shelf.url, "--json")
+    assert done.returncode == 1
+    said = json.loads(done.stdout)
+    found = {one["id"]: one for one in said["experiments"]}
+    size = good.stat().st_size
+    assert found["good"] == {
+        "id": "good", "name": "resnet", "folder": str(tmp_path / "runs/good"), "uploaded_bytes": size + 7000,
+        "uploaded_files": 1, "local_bytes": 0, "local_files": 0, "torn_bytes": 0, "reasons": [], "written": False,
+    }  # fmt: skip
+    assert (found["torn"]["torn_bytes"], found["torn"]["local_bytes"]) == (5, 0)
+    assert found["other"]["local_bytes"] == other.stat().st_size
+    assert "differs from what is held" in found["other"]["reasons"][0]
+    shown = ask(tmp_path, "sync", "runs", "--server", shelf.url)
+    assert shown.returncode == 1
+    assert shown.stdout.startswith("other  resnet: ")
+    assert "\x1b" not in shown.stdout + shown.stderr, "no bar in a pipe"
+    assert "\r" not in shown.stdout + shown.stderr
+
+
+def test_what_cannot_be_done_has_its_exit_code(shelf: Shelf, tmp_path: Path) -> None:
+    assert ask(tmp_path, "sync").returncode == 78
+    nothing = ask(tmp_path, "sync", "--server", shelf.url)
+    assert (nothing.returncode, "experiments" in nothing.stderr) == (3, True)
+    (tmp_path / "empty").mkdir()
+    assert ask(tmp_path, "sync", "empty", "--server", shelf.url).returncode == 3
+    assert ask(tmp_path, "sync", "--server", "nonsense").returncode == 78
+    assert ask(tmp_path, "sync", "--watch", "0").returncode == 2
+
+
+def test_a_refused_token_ends_it_at_once_and_is_not_shown(shelf: Shelf, tmp_path: Path) -> None:
+    for number in range(5):
+        make(tmp_path / "experiments", f"e{number}")
+    shelf.token = "the-right-token"
+    done = ask(tmp_path, "sync", "--server", shelf.url, GPU_MONITOR_TOKEN="a-wrong-token")
+    assert done.returncode == 1
+    assert len(shelf.asked) == 1
+    assert "a-wrong-token" not in done.stdout + done.stderr
+    assert done.stdout.count("HTTP 401") == 5
+
+
+def test_a_dead_server_leaves_everything_where_it_is(shelf: Shelf, tmp_path: Path) -> None:
+    path = make(tmp_path / "experiments")
+    shelf.stop()
+    done = ask(tmp_path, "sync", "--server", shelf.url)
+    assert done.returncode == 1
+    assert "Connection refused" in done.stdout
+    assert "Nothing is lost" in done.stderr
+    assert path.exists()
+
+
+def test_ctrl_c_leaves_everything_safe_and_the_same_command_goes_on(shelf: Shelf, tmp_path: Path) -> None:
+    for number in range(30):
+        make(tmp_path / "experiments", f"e{number:02}", count=100)
+    shelf.behave(*["good"] * 10, then="hang")
+    running = subprocess.Popen(
+        [*PROGRAM, "sync", "--server", shelf.url], cwd=tmp_path, env=environment(tmp_path), stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    until(lambda: len(shelf.segments) == 10, "some are there")
+    running.send_signal(signal.SIGINT)
+    out, err = running.communicate(timeout=60)
+    assert (running.returncode, "Traceback" in err, "the same command goes on" in err) == (1, False, True), (
+        err
+    )
+    assert out.count("uploaded") == 10
+    shelf.release.set()
+    shelf.behave()
+    assert ask(tmp_path, "sync", "--server", shelf.url).returncode == 0
+    assert all_held(shelf, tmp_path / "experiments")
+
+
+def test_again_asks_about_everything(shelf: Shelf, tmp_path: Path) -> None:
+    make(tmp_path / "experiments")
+    assert ask(tmp_path, "sync", "--server", shelf.url).returncode == 0
+    shelf.segments.clear()  # the server lost its database
+    assert ask(tmp_path, "sync", "--server", shelf.url).returncode == 0
+    assert shelf.segments == {}, "what was sent is not sent again by itself"
+    assert ask(tmp_path, "sync", "--server", shelf.url, "--again").returncode == 0
+    assert all_held(shelf, tmp_path / "experiments")
+
+
+def test_watching_takes_up_what_comes_later(shelf: Shelf, tmp_path: Path) -> None:
+    running = subprocess.Popen(
+        [*PROGRAM, "sync", "--server", shelf.url, "--watch", "1"], cwd=tmp_path, env=environment(tmp_path),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    path = make(tmp_path / "experiments")
+    until(lambda: all_held(shelf, tmp_path / "experiments"), "it is there")
+    with path.open("ab") as more:
+        more.write(points(10, 10))
+    until(lambda: all_held(shelf, tmp_path / "experiments"), "the rest is there")
+    running.send_signal(signal.SIGINT)
+    _, err = running.communicate(timeout=60)
+    assert (running.returncode, "Traceback" in err) == (0, False)
+
+
+def test_a_terminal_has_a_bar(shelf: Shelf, tmp_path: Path) -> None:
+    make(tmp_path / "experiments", count=100_000)
+    ours, theirs = pty.openpty()
+    running = subprocess.Popen(
+        [*PROGRAM, "sync", "--server", shelf.url], cwd=tmp_path, env=environment(tmp_path, COLUMNS="80"),
+        stdout=subprocess.PIPE, stderr=theirs, text=True,
+    )  # fmt: skip
+    os.close(theirs)
+    said = b""
+    while True:
+        try:
+            piece = os.read(ours, 4096)
+        except OSError:  # its last user is gone
+            break
+        said += piece
+    os.close(ours)
+    running.communicate(timeout=60)
+    assert running.returncode == 0
+    assert b"%  " in said
+    assert b"[####" in said
+    assert said.rstrip().endswith(b"it holds everything")
