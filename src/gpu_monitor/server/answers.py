@@ -6,6 +6,7 @@ import base64
 import binascii
 import csv
 import io
+import json
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
@@ -57,10 +58,18 @@ def csv_answer(
 ) -> Response:
     """A table with one row an item; null is an empty cell, lists are joined with `;`."""
     names = [field.name for field in fields]
+    rows = ([getattr(item, name) for name in names] for item in items)
+    return table_answer(request, [field.encode_name for field in fields], rows, next)
+
+
+def table_answer(
+    request: Request, header: Sequence[str], rows: Iterable[Iterable[Any]], next: str | None = None
+) -> Response:
+    """The same of rows whose columns are named by `header`: where what is asked decides which there are."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow([field.encode_name for field in fields])
-    writer.writerows([_cell(getattr(item, name)) for name in names] for item in items)
+    writer.writerow([_cell(name) for name in header])
+    writer.writerows([_cell(value) for value in row] for row in rows)
     headers = {"Vary": "Accept"}
     if next is not None:
         where = request.url.include_query_params(cursor=next)
@@ -69,10 +78,14 @@ def csv_answer(
 
 
 def _cell(value: Any) -> Any:
-    if isinstance(value, bool):
-        return "true" if value else "false"
     if isinstance(value, float) and value - value != 0:
         return ""  # NaN and infinities are unknown here too
+    if isinstance(value, msgspec.Raw):
+        value = json.loads(bytes(value))  # whole numbers of any length
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if value == "-Infinity":
+        return value  # a reading that was one, which a spreadsheet runs without harm
     if isinstance(value, msgspec.Struct):
         return cell(msgspec.to_builtins(value))
     return cell(value)

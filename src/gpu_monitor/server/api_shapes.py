@@ -9,11 +9,17 @@ from gpu_monitor.server.routes import (
     blobs,
     channels,
     events,
+    experiment_metrics,
+    experiments,
     fleet,
     gaps,
     gpus,
+    logs,
+    media,
+    models,
     nodes,
     processes,
+    projects,
     reports,
     rules,
     segments,
@@ -21,6 +27,8 @@ from gpu_monitor.server.routes import (
     silences,
     usage,
 )
+from gpu_monitor.server.store.comparison import Comparison
+from gpu_monitor.server.store.experiment_detail import ExperimentDetail
 from gpu_monitor.server.store.gpus import GpuDetail
 
 SHAPES: tuple[type[msgspec.Struct], ...] = (
@@ -38,6 +46,17 @@ SHAPES: tuple[type[msgspec.Struct], ...] = (
     gaps.GapPage,
     events.EventPage,
     processes.ProcessPage,
+    projects.ProjectPage,
+    experiments.ExperimentPage,
+    ExperimentDetail,
+    experiment_metrics.MetricsAnswer,
+    logs.LogAnswer,
+    media.MediaPage,
+    media.ArtifactPage,
+    models.SavedPage,
+    models.RegistryPage,
+    models.VersionPage,
+    Comparison,
     *segments.SHAPES,
     blobs.BlobHeld,
     alerts.AlertPage,

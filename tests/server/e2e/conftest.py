@@ -3,3 +3,4 @@
 from __future__ import annotations
 
 from tests.server.asking import asked as asked
+from tests.server.asking_runs import runs as runs

@@ -90,6 +90,7 @@ def test_an_expression_means_what_its_page_says(text: str, meant: str) -> None:
         ("min(loss < 1", 10, "expected ) for the parenthesis at column 4, found <"),
         ("a < null", 5, "null has no order: use = or !="),
         ("a < true", 5, "true has no order: use = or !="),
+        ("a >= nan", 6, "nan has no order: use = or !="),
         ("a = 1e999", 5, "a number beyond what 64 bits hold"),
         ("a = '\x00'", 5, "a text with U+0000"),
         ("a\x00 = 1", 2, r"'\x00' means nothing here"),

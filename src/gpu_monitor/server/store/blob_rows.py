@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from sqlalchemy import ColumnElement, Connection, and_, delete, exists, func, select, text, update
 
 from gpu_monitor.server.auth.principal import Principal
-from gpu_monitor.server.auth.visible import contract_filter
-from gpu_monitor.server.store.schema_experiments import blob_holders, blobs, experiments, media
+from gpu_monitor.server.auth.visible import project_filter
+from gpu_monitor.server.store.schema_experiments import blob_holders, blobs, experiments, media, projects
 
 _WANTED_SECONDS = 3600.0
 """Whoever asked whether a file is here, and was told so, names it within this time."""
@@ -80,6 +80,7 @@ def visible_blob(connection: Connection, who: Principal, sha256: str) -> BlobRow
         select(blobs.c.id, blobs.c.size)
         .join(media, media.c.sha256 == blobs.c.sha256)
         .join(experiments, experiments.c.id == media.c.experiment)
+        .join(projects, projects.c.id == experiments.c.project)
         .join(
             blob_holders,
             and_(blob_holders.c.blob == blobs.c.id, blob_holders.c.contract == experiments.c.contract),
@@ -87,7 +88,7 @@ def visible_blob(connection: Connection, who: Principal, sha256: str) -> BlobRow
         .where(
             blobs.c.sha256 == digest,
             experiments.c.removed.is_(None),
-            contract_filter(who, experiments.c.contract),
+            project_filter(who, experiments.c.contract, projects.c.name),
         )
         .limit(1)
     )

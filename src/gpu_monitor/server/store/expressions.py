@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NoReturn
 
 LONGEST = 2000
@@ -72,12 +72,13 @@ class Operand:
 
 @dataclass(frozen=True)
 class Comparison:
-    """An operand against a value; None asks whether it is unknown. `column` is the value's."""
+    """An operand against a value; None asks whether it is unknown. `column` is the value's, `written` its text."""
 
     operand: Operand
     operator: Operator
     value: Value
     column: int = 1
+    written: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
@@ -224,13 +225,11 @@ class _Parser:
         if operator is None:
             self._expected(f"one of = != < <= > >= after {operand.name[:40]}")
         self._take()
-        column = self._next.column
+        written = self._next
         value = self._value()
-        if operator not in ("=", "!=") and (value is None or isinstance(value, bool)):
-            raise ExpressionError(
-                column, f"{str(value).lower() if value is not None else 'null'} has no order: use = or !="
-            )
-        return Comparison(operand, operator, value, column)
+        if operator not in ("=", "!=") and not _has_order(value):
+            raise ExpressionError(written.column, f"{written.shown} has no order: use = or !=")
+        return Comparison(operand, operator, value, written.column, written.text)
 
     def _value(self) -> Value:
         token = self._next
@@ -298,6 +297,10 @@ class _Parser:
         if not name:
             raise ExpressionError(token.column, "an empty name")
         return name
+
+
+def _has_order(value: Value) -> bool:
+    return isinstance(value, str) or (isinstance(value, float) and not math.isnan(value))
 
 
 def _unquoted(token: _Token) -> str:

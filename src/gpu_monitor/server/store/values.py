@@ -20,6 +20,11 @@ def stamp(epoch: float | None) -> str | None:
     return None if epoch is None else format_time(epoch)
 
 
+def raw_json(text: str | None) -> Any:
+    """Stored JSON, to be answered as it is, for it may hold numbers of any length; None stays None."""
+    return None if text is None else msgspec.Raw(text.encode())
+
+
 def hour_stamp(hour: int | None) -> str | None:
     """The start of an hour, likewise."""
     return None if hour is None else format_time(hour * HOUR)
