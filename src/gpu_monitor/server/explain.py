@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, get_args, get_origin
 
 import msgspec
 
 from gpu_monitor.server.problems import Problem
+
+Fault = dict[str, str]
+"""A field, and the reason why it is wrong."""
 
 
 def by_kind(union: Any) -> dict[str, type[msgspec.Struct]]:
@@ -18,10 +21,19 @@ def by_kind(union: Any) -> dict[str, type[msgspec.Struct]]:
 
 def refuse_faults(kinds: Mapping[str, type[msgspec.Struct]], kind: str, given: Mapping[str, Any]) -> None:
     """Problem 422 that names every fault of the settings `given` for a kind; no value of theirs is repeated."""
-    wrong = _faults(kinds, kind, given)
+    refuse(_faults(kinds, kind, given))
+
+
+def refuse(wrong: Sequence[Fault]) -> None:
+    """Problem 422 that names every fault, where there is one."""
     if wrong:
         detail = "; ".join(f"{one['field']}: {one['reason']}" for one in wrong[:5])
         raise Problem(422, "The request is not valid", detail, errors=wrong)
+
+
+def fault(field: str, reason: str) -> Fault:
+    """What is wrong with a field."""
+    return {"field": field, "reason": reason}
 
 
 def settings_schema(kinds: Mapping[str, type[msgspec.Struct]]) -> dict[str, Any]:
@@ -35,14 +47,12 @@ def settings_schema(kinds: Mapping[str, type[msgspec.Struct]]) -> dict[str, Any]
     return {"anyOf": each}
 
 
-def _faults(
-    kinds: Mapping[str, type[msgspec.Struct]], kind: str, given: Mapping[str, Any]
-) -> list[dict[str, str]]:
+def _faults(kinds: Mapping[str, type[msgspec.Struct]], kind: str, given: Mapping[str, Any]) -> list[Fault]:
     if kind not in kinds:
-        return [{"field": "kind", "reason": _choose(kind, kinds)}]
+        return [fault("kind", choose(kind, kinds))]
     fields = {field.name: field for field in msgspec.structs.fields(kinds[kind])}
     wrong = [
-        {"field": f"settings.{name}", "reason": f"missing; {kind} needs it"}
+        fault(f"settings.{name}", f"missing; {kind} needs it")
         for name, field in fields.items()
         if field.required and name not in given
     ]
@@ -50,9 +60,9 @@ def _faults(
         if name in fields:
             reason = _fault(value, fields[name].type)
         else:
-            reason = f"no setting of {kind}; {_choose(name, fields)}"
+            reason = f"no setting of {kind}; {choose(name, fields)}"
         if name != "kind" and reason is not None:
-            wrong.append({"field": f"settings.{name[:40]}", "reason": reason})
+            wrong.append(fault(f"settings.{name[:40]}", reason))
     return wrong
 
 
@@ -62,12 +72,12 @@ def _fault(value: Any, kind: Any) -> str | None:
         msgspec.convert(value, kind)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         if get_origin(kind) is Literal:
-            return _choose(value, get_args(kind))
+            return choose(value, get_args(kind))
         return str(error).replace("`", "").replace(" - at $", ", at ").replace("Expected", "expected")
     return None
 
 
-def _choose(value: Any, known: Collection[str]) -> str:
+def choose(value: Any, known: Collection[str]) -> str:
     """The choices, and the nearest where one is near."""
     names = [str(one) for one in known]
     near = difflib.get_close_matches(str(value)[:40], names, 1)

@@ -59,6 +59,14 @@ Include = Annotated[
 
 def moment(text: str, parameter: str, now: float) -> float:
     """UTC epoch seconds of a time as typed into a URL; Problem 422 where it is none."""
+    try:
+        return read_moment(text, now)
+    except UsageError as error:
+        raise invalid(parameter, error.message) from error
+
+
+def read_moment(text: str, now: float) -> float:
+    """UTC epoch seconds of a time in any of the forms that are taken; UsageError where it is none."""
     given = _LOST_PLUS.sub(r"\1+\2", text.strip())
     try:
         if re.fullmatch(r"\d{9,10}(\.\d{1,6})?", given):
@@ -67,9 +75,9 @@ def moment(text: str, parameter: str, now: float) -> float:
             found = parse_moment(_with_offset(given), now).epoch
     except (UsageError, OverflowError, ValueError) as error:
         reason = f"not a time: {text!r}; write 2024-03-20T14:00:00Z, 2024-03-20, 1710943200 or -2h"
-        raise invalid(parameter, reason) from error
+        raise UsageError(reason) from error
     if not 0 <= found <= _LAST:
-        raise invalid(parameter, "a time before 1970 or after 2200")
+        raise UsageError("a time before 1970 or after 2200")
     return found
 
 

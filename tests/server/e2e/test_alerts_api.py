@@ -171,7 +171,7 @@ def test_silences_are_made_listed_and_ended(asked: Asked) -> None:
         {"seconds": 4e7},
     ):
         assert ask("POST", "/api/silences", wrong, asked.admin).status == 422, wrong
-    made = ask("POST", "/api/silences", {"rule": "warm", "subject": NODES[5], "seconds": 600}, asked.admin)
+    made = ask("POST", "/api/silences", {"rule": "too-hot", "subject": NODES[5], "seconds": 600}, asked.admin)
     assert (made.status, made.json["active"], made.json["subject"]) == (201, True, NODES[5])
     name = made.json["id"]
     assert [one["id"] for one in ask("GET", "/api/silences").json["items"]] == [name]
@@ -256,8 +256,8 @@ def test_a_channel_to_a_private_address_is_refused_at_once(
     assert "NOTIFY_ALLOW=" in answer.json["detail"]
 
 
-def faults(asked: Asked, path: str, body: object) -> dict[str, str]:
-    answer = asked.server.ask("PUT", path, body, asked.admin)
+def faults(asked: Asked, path: str, body: object, method: str = "PUT") -> dict[str, str]:
+    answer = asked.server.ask(method, path, body, asked.admin)
     assert (answer.status, answer.headers["content-type"]) == (422, "application/problem+json")
     assert b"$." not in answer.body
     assert answer.json["detail"]
@@ -279,6 +279,26 @@ def test_every_fault_of_a_rule_is_said_with_the_choices(asked: Asked) -> None:
     assert kind[0] == "kind"
     assert kind[1].startswith("one of threshold, silent, ")
     assert kind[1].endswith("did you mean threshold?")
+
+
+def test_every_fault_of_a_silence_is_said_with_the_choices(asked: Asked) -> None:
+    def told(**wanted: object) -> dict[str, str]:
+        return faults(asked, "/api/silences", wanted, "POST")
+
+    found = told(rule="node-silnt", subject="gpu-05", contract_number="99", start="soon")
+    assert set(found) == {"rule", "subject", "contract_number", "start", "end"}
+    assert found["rule"].startswith("one of ")
+    assert found["rule"].endswith("; did you mean node-silent?")
+    assert found["subject"] == "a node's id, an id with / and a GPU's uid, or server"
+    assert found["contract_number"] == "no node reports under it"
+    assert found["start"].startswith("not a time: 'soon'; write 2024-03-20T14:00:00Z")
+    assert found["end"] == "missing; end or seconds says when it ends"
+    assert told(seconds=60, end="2100-01-01") == {"end": "either end or seconds, not both"}
+    assert told(end="2020-01-01")["end"].startswith("it would be over: it is 20")
+    assert told(end="2190-01-01") == {"end": "at most 366 days from now"}
+    assert told(start="2100-01-01", seconds=60) == {"seconds": "at most 366 days from now"}
+    assert told(end="2190-01-01", start="2191-01-01") == {"end": "at most 366 days from now"}
+    assert told(start="+3h", end="+2h") == {"start": "not before the end"}
 
 
 def test_every_fault_of_a_channel_is_said_and_no_secret_repeated(asked: Asked) -> None:

@@ -68,6 +68,12 @@ def find_agents(connection: Connection, who: Principal, name: str) -> list[int]:
     return list(connection.execute(query.order_by(nodes.c.id)).scalars())
 
 
+def node_ids(connection: Connection, who: Principal, name: str) -> list[str]:
+    """The ids of the nodes with this id or host name that `who` may see."""
+    query = select(nodes.c.uuid).where(node_condition(name), contract_filter(who, nodes.c.contract))
+    return list(connection.execute(query.order_by(nodes.c.id)).scalars())
+
+
 def list_nodes(
     connection: Connection, who: Principal, wanted: NodeFilter, now: float, after: int, limit: int
 ) -> tuple[list[Node], int | None]:
