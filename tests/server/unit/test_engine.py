@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 import subprocess
@@ -24,6 +25,7 @@ from gpu_monitor.core.errors import (
     StorageUnreachable,
 )
 from gpu_monitor.server.store.engine import Store, open_store
+from gpu_monitor.server.store.rows import rows_of
 from gpu_monitor.server.store.schema import aggregates, contracts, metadata, value_of
 from gpu_monitor.server.store.url import parse_url, shown
 from tests.server.postgres import WHY_NOT, Cluster, running_cluster
@@ -404,6 +406,17 @@ def test_postgresql_goes_away_and_comes_back() -> None:
             with store.write() as connection:
                 connection.execute(insert(contracts).values(number=f"after {signal}"))
         assert numbers(store) == ["before", "after INT", "after QUIT"]
+        # A connection that is cut off alone is found out at its next use at the latest, and replaced.
+        cluster.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
+        )
+        with contextlib.suppress(StorageUnreachable):
+            numbers(store)
+        with contextlib.suppress(StorageUnreachable), store.write() as connection:
+            rows_of(connection).facts_of([b"x"])
+        with store.write() as connection:
+            assert rows_of(connection).facts_of([b"x"]) == []
+        assert len(numbers(store)) == 3
         # Stopped in the middle of a transaction: none of it is there.
         with pytest.raises(StorageUnreachable), store.write() as connection:
             connection.execute(insert(contracts).values(number="half"))

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from sqlalchemy import Table, func, select
+from sqlalchemy import Table, delete, func, select
 
+from gpu_monitor.core.catalogue import SAMPLED, Kind
 from gpu_monitor.core.errors import StorageError
 from gpu_monitor.server.auth.principal import Principal
 from gpu_monitor.server.auth.tokens import Grant, TokenBook, create_token
@@ -495,6 +496,72 @@ def test_a_number_that_its_column_does_not_hold_is_refused(desk: Desk) -> None:
         pytest.skip("SQLite's integers have 64 bits")
     with pytest.raises(StorageError, match=r"receipts\.revision"), desk.store.write() as connection:
         rows_of(connection).insert(schema.receipts, columns, [row])
+
+
+def test_what_is_bounded_when_it_is_read_fits_its_column() -> None:
+    """COPY trusts that: the bounds of an entry's fields, scaled, beside the width of the column."""
+    widths = {"SMALLINT": 2**15, "INTEGER": 2**31, "BIGINT": 2**63}
+    for metric in SAMPLED:
+        if metric.kind is Kind.FLAGS:
+            continue
+        low, high = metric.low, min(metric.high, 2.0**53)
+        reach = max(abs(low), abs(high), high - low) * schema.scale_of(metric)
+        assert reach < widths[str(schema.aggregates.c[metric.name].type)], metric.name
+        if schema.has_extremes(metric):
+            assert high - low < widths[str(schema.aggregates.c[f"{metric.name}_hi"].type)] / schema.scale_of(
+                metric
+            )
+            assert high - low < widths[str(schema.aggregates.c[f"{metric.name}_lo"].type)] / schema.scale_of(
+                metric
+            )
+
+
+def test_texts_arrive_as_they_are(desk: Desk) -> None:
+    texts = ['a"b', "c\\d", "{e,f}", "NULL", "", "' ; --", "ü 漢 🙂", "\\N", '\\"']
+    for number, text in enumerate(texts):
+        report = make_report(f"00000000-0000-4000-8000-{number:012d}", gpus=1)
+        report["node"]["hostname"] = text
+        assert outcomes(desk.take(report)) == ["stored"]
+    assert [name for _, name in desk.rows(schema.nodes, "id", "hostname")] == texts
+
+
+def test_two_processes_write_the_same_nodes(desk: Desk) -> None:
+    """Each knows the GPUs that the other one added, and what a transaction added that was rolled back it does not."""
+    if desk.store.dialect == "sqlite":
+        pytest.skip("one process writes a SQLite file")
+    other = Desk(desk.store)
+
+    def named(*uids: str) -> list[dict[str, Any]]:
+        return [make_entry(number, uid=uid) for number, uid in enumerate(uids, 1)]
+
+    for number, (one, uids) in enumerate(
+        [(desk, "AB"), (desk, "AB"), (other, "BC"), (desk, "CDA"), (desk, "DE"), (other, "EFA"), (other, "A")]
+    ):
+        report = make_report(hour=HOUR - 20 + number, gpus=named(*uids))
+        assert outcomes(one.take(report)) == ["stored"]
+    lost = make_report(hour=HOUR - 5, gpus=named("G", "H"))
+    for one in (desk, other):
+        with pytest.raises(KeyError), desk.store.write() as connection:
+            one.recorder.write_group(connection, [one.submit(lost)], NOW)
+            raise KeyError
+        one.recorder.undo()
+    assert outcomes(other.take(make_report(hour=HOUR - 4, gpus=named("H", "A")))) == ["stored"]
+    assert outcomes(desk.take(make_report(hour=HOUR - 3, gpus=named("G", "H", "I")))) == ["stored"]
+    assert desk.rows(schema.gpus, "ordinal", "uid", "last_hour") == [
+        (0, "A", HOUR - 4), (1, "B", HOUR - 18), (2, "C", HOUR - 17), (3, "D", HOUR - 16), (4, "E", HOUR - 15),
+        (5, "F", HOUR - 15), (6, "H", HOUR - 3), (7, "G", HOUR - 3), (8, "I", HOUR - 3),
+    ]  # fmt: skip
+
+
+def test_changes_that_are_no_more_are_not_relied_on(desk: Desk) -> None:
+    """After a quiet hour the changes are gone, and with them what others wrote."""
+    other = Desk(desk.store) if desk.store.dialect == "postgresql" else desk
+    desk.take(make_report(gpus=[make_entry(1, uid="A")]))
+    other.take(make_report(hour=HOUR - 1, gpus=[make_entry(1, uid="B")]))
+    with desk.store.write() as connection:
+        connection.execute(delete(schema.changes))
+    desk.take(make_report(hour=HOUR - 2, gpus=[make_entry(1, uid="C"), make_entry(2, uid="B")]))
+    assert desk.rows(schema.gpus, "ordinal", "uid") == [(0, "A"), (1, "B"), (2, "C")]
 
 
 # --- what cannot be true -------------------------------------------------------------------------------------

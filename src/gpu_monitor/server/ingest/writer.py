@@ -236,7 +236,6 @@ class GroupWriter:
         self._store.make_room({one.shaped.intake.hour for one in reports}, times, now=now)
         try:
             with self._store.write() as connection:
-                self._store.lock_sequence(connection)
                 written = self._recorder.write_group(connection, reports, now, live)
         except BaseException:
             self._recorder.undo()

@@ -8,11 +8,14 @@ import sqlite3
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, text
+from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import URL
+from sqlalchemy.exc import InvalidatePoolError
 from sqlalchemy.pool import QueuePool
 
+from gpu_monitor.core.clock import process_seconds
 from gpu_monitor.core.errors import StorageBusy, StorageError
 from gpu_monitor.server.store.faults import sqlite_fault, told
 from gpu_monitor.server.store.lock import ServerLock
@@ -31,6 +34,8 @@ _READER_CACHE_KIB = 3 * 1024
 """SQLite keeps a cache for each connection: 8 + 8 * 3 = 32 MiB in all."""
 _BUSY_SECONDS = 10.0
 _POOL_SECONDS = 30
+_TRUSTED_SECONDS = 1.0
+"""A connection to PostgreSQL that was used so lately is taken to be whole."""
 _LOG_LIMIT = 64 << 20
 """The write-ahead log is cut to this once a long reader let it grow."""
 
@@ -253,10 +258,31 @@ def _open_postgresql(url: URL) -> Store:
 
 def postgresql_engine(url: URL) -> Engine:
     """Connections to the database as it is: nothing is made, migrated or looked at yet."""
-    return create_engine(
-        _with_options(url), pool_size=_READERS, max_overflow=_READERS, pool_timeout=_POOL_SECONDS, pool_pre_ping=True,
+    engine = create_engine(
+        _with_options(url), pool_size=_READERS, max_overflow=_READERS, pool_timeout=_POOL_SECONDS, pool_use_lifo=True,
         hide_parameters=True,
     )  # fmt: skip
+    event.listen(engine, "checkin", _note_return)
+    event.listen(engine, "checkout", _refuse_broken)
+    return engine
+
+
+def _note_return(driver: Any, record: Any) -> None:
+    record.info["returned"] = process_seconds()
+
+
+def _refuse_broken(driver: Any, record: Any, _proxy: Any) -> None:
+    """Have another connection made where this one is broken. One that was just in use is not asked, but looked at."""
+    returned = record.info.get("returned")
+    if returned is None or (not driver.closed and process_seconds() - returned < _TRUSTED_SECONDS):
+        return
+    import psycopg  # loaded by now: this is its connection
+
+    try:
+        driver.execute("SELECT 1")
+        driver.rollback()
+    except psycopg.Error as error:
+        raise InvalidatePoolError from error
 
 
 def _with_options(url: URL) -> URL:

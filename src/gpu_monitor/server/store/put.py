@@ -100,24 +100,27 @@ def put_batch(rows: Rows, batch: Batch, book: FactBook) -> None:
     for one in reports:
         _place(one, book, measured, newest)
         _count(one, batch.fleet)
-    store_gpus(rows, list(nodes.values()))
-    rows.insert(receipts, _RECEIPT, [_receipt(one) for one in reports])
-    rows.insert(aggregates, _AGGREGATE, measured)
-    keyed = [((one.shaped.intake.hour, one.node.agent), one.shaped) for one in reports]
-    rows.insert(host_hours, _HOST, [(*key, *shaped.host) for key, shaped in keyed if shaped.host is not None])
-    rows.insert(gaps, _GAP, [(*key, *row) for key, shaped in keyed for row in shaped.gaps])
-    rows.insert(events, _EVENT, [(*key, *row) for key, shaped in keyed for row in shaped.events])
-    rows.insert(processes, _PROCESS, [(*key, *row) for key, shaped in keyed for row in shaped.processes])
-    rows.insert(quarantine, _ENTRY, [row for one in reports for row in _wrong_rows(one)])
-    rows.upsert(latest, LATEST_COLUMNS, ("agent", "gpu"), _NEWER, list(newest.values()))
+    with rows.together():
+        store_gpus(rows, list(nodes.values()))
+        rows.insert(receipts, _RECEIPT, [_receipt(one) for one in reports])
+        rows.insert(aggregates, _AGGREGATE, measured)
+        keyed = [((one.shaped.intake.hour, one.node.agent), one.shaped) for one in reports]
+        rows.insert(
+            host_hours, _HOST, [(*key, *shaped.host) for key, shaped in keyed if shaped.host is not None]
+        )
+        rows.insert(gaps, _GAP, [(*key, *row) for key, shaped in keyed for row in shaped.gaps])
+        rows.insert(events, _EVENT, [(*key, *row) for key, shaped in keyed for row in shaped.events])
+        rows.insert(processes, _PROCESS, [(*key, *row) for key, shaped in keyed for row in shaped.processes])
+        rows.insert(quarantine, _ENTRY, [row for one in reports for row in _wrong_rows(one)])
+        rows.upsert(latest, LATEST_COLUMNS, ("agent", "gpu"), _NEWER, list(newest.values()))
+        rows.upsert(
+            fleet_hours,
+            (*KEY_COLUMNS, *SUM_COLUMNS),
+            KEY_COLUMNS,
+            _ADD,
+            [(*key, *sums) for key, sums in with_everyone(batch.fleet).items()],
+        )
     _mark_silent(rows, reports)
-    rows.upsert(
-        fleet_hours,
-        (*KEY_COLUMNS, *SUM_COLUMNS),
-        KEY_COLUMNS,
-        _ADD,
-        [(*key, *sums) for key, sums in with_everyone(batch.fleet).items()],
-    )
 
 
 def _place(one: Accepted, book: FactBook, measured: list[Row], newest: dict[tuple[int, int], Row]) -> None:

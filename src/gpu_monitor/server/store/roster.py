@@ -141,11 +141,13 @@ class Contracts:
 
 def load_nodes(rows: Rows, uuids: Iterable[str]) -> dict[str, Node]:
     """The nodes that are known, by UUID."""
-    found = {}
-    for row in rows.select_in(_NODES, "uuid", set(uuids)):
-        agent, uuid, contract, hostname, simulated, *rest = row
-        found[uuid] = Node(uuid, agent, contract, hostname, bool(simulated), *rest)
-    return found
+    return {node.uuid: node for node in map(node_of, rows.select_in(_NODES, "uuid", set(uuids)))}
+
+
+def node_of(row: Sequence[Any]) -> Node:
+    """The node in a row of the table's columns."""
+    agent, uuid, contract, hostname, simulated, *rest = row
+    return Node(uuid, agent, contract, hostname, bool(simulated), *rest)
 
 
 def refusal(principal: Principal, node: Node | None, uuid: str, contract: int | None) -> Refusal | None:

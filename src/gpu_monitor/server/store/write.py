@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 from sqlalchemy import Connection, select
@@ -29,6 +30,7 @@ from gpu_monitor.server.store.roster import (
     insert_nodes,
     load_gpus,
     load_nodes,
+    node_of,
     refusal,
     store_nodes,
 )
@@ -36,6 +38,7 @@ from gpu_monitor.server.store.rows import Rows, rows_of
 from gpu_monitor.server.store.schema import changes, quarantine
 from gpu_monitor.server.store.shape import Shaped, without
 from gpu_monitor.server.store.write_live import LiveBatch, put_live
+from gpu_monitor.server.store.write_postgres import PostgresRows
 
 _NODES_KEPT = 4096
 """Nodes kept in memory with their GPUs, some 3 KB each with eight."""
@@ -119,10 +122,15 @@ def append_changes(connection: Connection, touched: Sequence[Touched], now: floa
     if not touched:
         return None
     newest = connection.exec_driver_sql(_NEWEST).scalar()
+    return _append(rows_of(connection), touched, now, newest)
+
+
+def _append(rows: Rows, touched: Sequence[Touched], now: float, newest: int | None) -> Committed:
+    """Append to the changes after `newest`, the last there is."""
     if newest is None:
         newest = int(now * 1000)
-    rows = [(newest + number, now, one.kind, one.agent, one.hour) for number, one in enumerate(touched, 1)]
-    rows_of(connection).insert(changes, _CHANGE, rows)
+    told = [(newest + number, now, one.kind, one.agent, one.hour) for number, one in enumerate(touched, 1)]
+    rows.insert(changes, _CHANGE, told)
     return Committed(newest + 1, newest + len(touched), tuple(touched))
 
 
@@ -138,6 +146,8 @@ class GroupRecorder:
         self._tokens = NodeTokens()
         self._nodes: dict[str, Node] = {}
         self._written: dict[str, Node] = {}
+        self._newest: int | None = None
+        self._reached: int | None = None
 
     def write_group(
         self,
@@ -146,15 +156,35 @@ class GroupRecorder:
         now: float,
         live: Sequence[LiveBatch] = (),
     ) -> Written:
-        """Write what is new of the group, in the caller's transaction, which holds the writers' lock."""
-        # One process writes a SQLite file, so nodes are as it left them; on PostgreSQL others write them, too.
-        known = self._nodes if connection.dialect.name == "sqlite" else {}
-        work = _Group(connection, group, now, self._facts, self._contracts, self._tokens, known)
-        for places in rounds([one.shaped.intake for one in group]):
-            work.write_round(places)
-        written = work.finish(work.write_live(live) if live else [])
+        """Write what is new of the group, in the caller's transaction, which holds the writers' lock from then on."""
+        work = _Group(connection, group, now, self._facts, self._contracts, self._tokens, self._nodes)
+        if isinstance(work.rows, PostgresRows):
+            self._look_ahead(work, work.rows, live)
+        with work.rows.together():
+            for places in rounds([one.shaped.intake for one in group]):
+                work.write_round(places)
+            written = work.finish(work.write_live(live) if live else [])
         self._written = work.nodes
+        self._reached = work.newest if written.committed is None else written.committed.seq_to
         return written
+
+    def _look_ahead(self, work: _Group, rows: PostgresRows, live: Sequence[LiveBatch]) -> None:
+        """Read what other processes may have written. GPUs that none of them wrote are as this one left them."""
+        wanted = [(one.shaped.intake.node.id, *reach(one.shaped.intake, 0)) for one in work.group]
+        wanted += [(batch.node.id, 0, -1) for batch in live]  # no receipt has to do with them
+        ahead = rows.begin(wanted, self._newest)
+        if ahead.agents is None:
+            self._nodes.clear()
+        elif ahead.agents:
+            for node in [node for node in self._nodes.values() if node.agent in ahead.agents]:
+                del self._nodes[node.uuid]
+        for node in map(node_of, ahead.nodes):
+            held = self._nodes.get(node.uuid)
+            if held is not None:
+                node.gpus, node.has_gpus = held.gpus, held.has_gpus
+            work.nodes[node.uuid] = node
+        work.known = {}
+        work.newest, work.receipts = ahead.newest, ahead.receipts
 
     def keep(self) -> None:
         """The transaction was committed."""
@@ -165,6 +195,7 @@ class GroupRecorder:
             self._nodes = {}
         self._nodes.update(self._written)
         self._written = {}
+        self._newest = self._reached
 
     def undo(self) -> None:
         """The transaction was rolled back."""
@@ -172,6 +203,7 @@ class GroupRecorder:
         self._contracts.undo()
         self._tokens.undo()
         self._nodes, self._written = {}, {}
+        self._newest = None
 
 
 @dataclass(slots=True)
@@ -189,14 +221,18 @@ class _Group:
     touched: list[Touched] = field(default_factory=list)
     nodes: dict[str, Node] = field(default_factory=dict)
     changed: dict[str, Node] = field(default_factory=dict)
+    newest: int | None = None
+    """The last of the changes; on SQLite it is looked for when it is needed."""
+    receipts: list[Any] | None = None
+    """Those that have to do with the group, where they were read ahead; good for the first round."""
+    rows: Rows = field(init=False)
 
-    @property
-    def rows(self) -> Rows:
-        """The bulk statements of this database."""
-        return rows_of(self.connection)
+    def __post_init__(self) -> None:
+        self.rows = rows_of(self.connection)
 
     def write_round(self, places: Sequence[int]) -> None:
         """Write reports of which no two are about the same hour of a node."""
+        self.rows.send()
         given: dict[int, str] = {}
         ready = self._admit(places, given)
         batch = Batch()
@@ -214,12 +250,14 @@ class _Group:
         for accepted in batch.reports:
             dropped = accepted.dropped.difference(accepted.ordinals)
             if dropped and accepted.replaced is not None:
+                self.rows.send()
                 restore_latest(self.connection, accepted.replaced, dropped)
             hour = accepted.shaped.intake.hour
             self.touched.append(Touched("report", accepted.node.agent, hour, accepted.ordinals))
 
     def write_live(self, batches: Sequence[LiveBatch]) -> list[Refusal | None]:
         """Write live samples; why those that may not be written are refused."""
+        self.rows.send()
         self._load({batch.node.id for batch in batches})
         answers: list[Refusal | None] = []
         taken: list[LiveBatch] = []
@@ -272,11 +310,13 @@ class _Group:
 
     def finish(self, live: list[Refusal | None]) -> Written:
         """Write what is left once every report has its answer."""
-        store_nodes(self.rows, list(self.changed.values()))
         for one in self.group:
             if one.early is not None:
                 self._settle_early(one)
-        committed = append_changes(self.connection, self.touched, self.now)
+        store_nodes(self.rows, list(self.changed.values()))
+        if self.newest is None and self.touched:
+            self.newest = self.connection.exec_driver_sql(_NEWEST).scalar()
+        committed = _append(self.rows, self.touched, self.now, self.newest) if self.touched else None
         return Written([self.answers[place] for place in range(len(self.group))], live, committed)
 
     # --- who may ------------------------------------------------------------------------------------------
@@ -357,7 +397,10 @@ class _Group:
             node = self.nodes[intake.node.id]
             ranges.append((node.agent, *reach(intake, node.longest_seconds or 0)))
         held: dict[int, list[Receipt]] = {}
-        for row in self.rows.receipts_in(ranges) if ranges else ():
+        read, self.receipts = self.receipts, None
+        if read is None:
+            read = self.rows.receipts_in(ranges) if ranges else []
+        for row in read:
             agent, hour, contract, seconds, revision, digest, quarantined, simulated = row
             receipt = Receipt(
                 agent, hour, contract, seconds, revision, bytes(digest), quarantined, bool(simulated)
@@ -440,6 +483,7 @@ class _Group:
 
     def _settle_early(self, one: Submission) -> None:
         assert one.early is not None
+        self.rows.send()
         answer = self.answers[next(place for place, other in enumerate(self.group) if other is one)]
         if isinstance(answer, Refusal):
             early.keep_for_good(self.connection, one.early, answer.reason)

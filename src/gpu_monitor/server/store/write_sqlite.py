@@ -5,8 +5,9 @@ The statements go to the driver itself: SQLAlchemy's own work on each came to a 
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import chain
 from typing import Any
@@ -31,6 +32,14 @@ class SqliteRows:
 
     def __init__(self, connection: Connection) -> None:
         self._driver: Any = connection.connection.driver_connection
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Nothing is gained here by waiting: each statement runs as it comes."""
+        yield
+
+    def send(self) -> None:
+        """Nothing waits."""
 
     def insert(self, table: Table, columns: Sequence[str], rows: Sequence[Row]) -> None:
         """Put rows in; values in the order of `columns`."""
