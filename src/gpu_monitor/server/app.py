@@ -13,13 +13,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from gpu_monitor import __version__
 from gpu_monitor.server import openapi_ingest
 from gpu_monitor.server.api_shapes import SHAPES
+from gpu_monitor.server.handlers import add_handlers
 from gpu_monitor.server.limits import BodyLimits
 from gpu_monitor.server.openapi import describe
 from gpu_monitor.server.problems import (
     MEDIA_TYPE,
     PROBLEMS,
     RETRY_SECONDS,
-    add_handlers,
     let_go,
     problem_body,
 )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,8 +18,9 @@ from starlette.exceptions import HTTPException
 from gpu_monitor.config.server import ServerSettings
 from gpu_monitor.core.errors import StorageBusy, StorageCorrupt, StorageFull, StorageUnreachable
 from gpu_monitor.server.app import Outermost
+from gpu_monitor.server.handlers import add_handlers
 from gpu_monitor.server.metrics import OwnMetrics
-from gpu_monitor.server.problems import Problem, add_handlers
+from gpu_monitor.server.problems import Problem
 
 
 def ask(error: Exception, settings: ServerSettings) -> tuple[int, dict[str, str], dict[str, Any], OwnMetrics]:
@@ -99,3 +102,15 @@ def test_tracebacks_are_shown_with_debug_on_loopback_only(tmp_path: Path) -> Non
         _, _, body, _ = ask(RuntimeError("a mistake of ours"), settings)
         assert ("traceback" in body) is is_shown
         assert ("a mistake of ours" in json.dumps(body)) is is_shown
+
+
+def test_commands_beside_the_server_load_no_framework() -> None:
+    """It takes half of their time."""
+    code = (
+        "import sys; import gpu_monitor.cli.token, gpu_monitor.cli.user, gpu_monitor.cli.server;"
+        " print({'fastapi', 'pydantic', 'uvicorn'} & set(sys.modules))"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert found.stdout == "set()\n"
