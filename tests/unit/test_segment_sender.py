@@ -303,6 +303,31 @@ def test_a_file_that_was_held_already_is_not_sent(
     assert shelf.held("e1", "seg-a0000000") == path.read_bytes()
 
 
+@pytest.mark.parametrize("status", [507, 413, 422, 410])
+def test_a_file_the_server_will_not_have_holds_no_records_up(
+    status: int, shelf: Shelf, server: ExperimentServer, tmp_path: Path
+) -> None:
+    path = make(tmp_path)
+    sha256 = add_blob(path, b"x")
+    shelf.behave("good", "good", Fault("status", status=status, body='{"detail": "not this one"}'))
+    blobs = BlobSender(server)
+    sender = SegmentSender(server, blobs, path)
+    while sender.step() is not None:
+        pass
+    assert shelf.held("e1", "seg-a0000000") == path.read_bytes()
+    assert "not this one" in blobs.problems[sha256]
+
+
+def test_an_experiment_that_was_deleted_there_is_not_asked_about_again(
+    shelf: Shelf, server: ExperimentServer, tmp_path: Path
+) -> None:
+    shelf.behave(then=Fault("status", status=410, body='{"detail": "it was deleted"}'))
+    sender, _ = send(server, make(tmp_path))
+    assert sender.problem is not None
+    assert "it was deleted" in sender.problem
+    assert len(shelf.asked) == 1
+
+
 def test_an_empty_file_goes_too(shelf: Shelf, server: ExperimentServer, tmp_path: Path) -> None:
     path = make(tmp_path)
     sha256 = add_blob(path, b"")

@@ -106,7 +106,7 @@ class BlobSender:
             return self._leave(blob, f"{blob.path.name} cannot be read: {error.strerror}")
         finally:
             os.close(descriptor)
-        return self._answered(blob, piece, self._server.put_blob(blob.sha256, self._offset, piece))
+        return self._answered(blob, piece, self._server.put_blob(blob.sha256, blob.size, self._offset, piece))
 
     def _answered(self, blob: Blob, piece: bytes, told: Told) -> Told:
         if told.meaning is Meaning.TOO_LARGE and len(piece) > 1:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -56,12 +56,16 @@ class Meaning(Enum):
 
 @dataclass(frozen=True)
 class Told:
-    """What came of one request. `offset`: how far the server holds it, where it said so; `text` is for people."""
+    """What came of one request. `offset`: how far the server holds it, where it said so; `text` is for people.
+
+    `after`: seconds that it asked to be left alone; `status`: of HTTP, where there was an answer.
+    """
 
     meaning: Meaning
     offset: int | None = None
     text: str = ""
     after: float | None = None
+    status: int | None = None
 
     @property
     def is_for_all(self) -> bool:
@@ -119,9 +123,12 @@ class ExperimentServer:
         path = f"/api/experiments/{experiment_id}/segments/{segment}?offset={offset}"
         return self._put(path, piece, "application/x-ndjson")
 
-    def put_blob(self, sha256: str, offset: int, piece: bytes) -> Told:
-        """Send bytes of a file that begin at `offset` of it."""
-        return self._put(f"/api/blobs/{sha256}?offset={offset}", piece, "application/octet-stream")
+    def put_blob(self, sha256: str, size: int, offset: int, piece: bytes) -> Told:
+        """Send bytes of a file of `size` bytes that begin at `offset` of it. No room for files is REFUSED: the
+        records that name them need not wait for it."""
+        path = f"/api/blobs/{sha256}?offset={offset}&size={size}"
+        told = self._put(path, piece, "application/octet-stream")
+        return replace(told, meaning=Meaning.REFUSED) if told.status == 507 else told
 
     def find_blob(self, sha256: str) -> Told:
         """How far the server holds a file: HELD with the file's size where it has all of it, else ELSEWHERE."""
@@ -212,7 +219,7 @@ class ExperimentServer:
         text = f"HTTP {status} from {self.name}" + (f": {reason}" if reason else "")
         meaning = _MEANINGS.get(status, Meaning.REFUSED if 400 <= status < 500 else Meaning.LATER)
         after = retry_after(reply.headers, self._clock.now()) if status in (429, 503) else None
-        return self._told(meaning, text, after)
+        return replace(self._told(meaning, text, after), status=status)
 
     def _judge_failure(self, failure: Failure) -> Told:
         if failure.stopped:

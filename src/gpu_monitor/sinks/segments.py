@@ -123,7 +123,7 @@ class SegmentSender:
         if told.meaning is Meaning.TOO_LARGE and piece.count(b"\n") > 1:
             self._limit = max(1, len(piece) // 2)
             return Told(Meaning.ELSEWHERE, self.held)
-        if told.meaning is Meaning.REFUSED and not self._was_refused:
+        if told.status == 422 and not self._was_refused:
             # What was damaged on its way is right the second time.
             self._was_refused = True
             return Told(Meaning.ELSEWHERE, self.held)
