@@ -40,6 +40,7 @@ HOMES = {
     "safetensors": ["gpu_monitor.training.states"],
     "torch": ["gpu_monitor.training.states", "gpu_monitor.training.frameworks"],
     "transformers": ["gpu_monitor.training.frameworks"],
+    "pytorch_lightning": ["gpu_monitor.training.frameworks"],
     "requests": ["gpu_monitor.sinks"],
     "sqlalchemy": ["gpu_monitor.server"],
     "starlette": ["gpu_monitor.server"],

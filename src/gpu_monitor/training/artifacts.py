@@ -17,7 +17,8 @@ from typing import Any
 from gpu_monitor.core.clock import Clock, SystemClock
 from gpu_monitor.core.errors import GpuMonitorError, NothingFound
 from gpu_monitor.training.artifact_names import NameRefused, check_name
-from gpu_monitor.training.checkpoints import Book
+from gpu_monitor.training.checkpoints import FOLDER as CHECKPOINTS
+from gpu_monitor.training.checkpoints import Book, list_checkpoints
 from gpu_monitor.training.copying import copy_steady, link_or_copy
 from gpu_monitor.training.drafts import drafting, place
 from gpu_monitor.training.holdings import Holdings
@@ -25,8 +26,8 @@ from gpu_monitor.wire.training import Media
 
 FOLDER = "artifacts"
 KIND = "artifact"
-_OWN = frozenset({FOLDER, "checkpoints", "models", "media"})
-"""Folders of an experiment whose files are never written to again."""
+_OWN = frozenset({FOLDER, "models", "media"})
+"""Folders of an experiment whose files are never written to again, as are checkpoints that are on record."""
 
 
 class ArtifactRefused(GpuMonitorError):
@@ -124,6 +125,8 @@ class Artifacts:
     def _is_own(self, path: Path) -> bool:
         with contextlib.suppress(ValueError):
             parts = path.relative_to(self._book.folder.resolve()).parts
+            if parts[0] == CHECKPOINTS:
+                return parts[1:] in {(found.path.name,) for found in list_checkpoints(self._book.folder)}
             return len(parts) > 1 and parts[0] in _OWN
         return False
 
