@@ -19,7 +19,7 @@ from pathlib import Path
 
 DIFF_BYTES = 1 << 20
 """The longest diff that is kept."""
-_SECONDS = 10.0
+SECONDS = 10.0
 """A command that takes longer is ended: a large repository on a slow disk."""
 _SETTINGS = (
     "core.fsmonitor=false", f"core.hooksPath={os.devnull}", "core.pager=cat", "core.untrackedCache=false",
@@ -55,36 +55,48 @@ class Checkout:
     reason: str | None = None
 
 
-def read_checkout(folder: Path) -> Checkout:
-    """The checkout that `folder` is in. Raises NoAnswer where it is in none, or git is missing or refuses."""
-    root = _line(folder, "rev-parse", "--show-toplevel")
+@dataclass(frozen=True)
+class _Place:
+    """Where git is asked, and how long each of its commands may take."""
+
+    folder: Path
+    seconds: float
+
+
+def read_checkout(folder: Path, seconds: float = SECONDS) -> Checkout:
+    """The checkout that `folder` is in. Raises NoAnswer where it is in none, or git is missing, refuses or hangs.
+
+    `seconds`: what one command may take.
+    """
+    place = _Place(folder, seconds)
+    root = _line(place, "rev-parse", "--show-toplevel")
     if not root or not folder.resolve().is_relative_to(Path(root).resolve()):
         raise NoAnswer(f"{folder} is in a repository whose files are elsewhere")
-    commit = _maybe(folder, "rev-parse", "--verify", "--quiet", "HEAD^{commit}")
-    branch = _maybe(folder, "symbolic-ref", "--quiet", "--short", "HEAD")
-    remote = _maybe(folder, "config", "--get", "remote.origin.url")
+    commit = _maybe(place, "rev-parse", "--verify", "--quiet", "HEAD^{commit}")
+    branch = _maybe(place, "symbolic-ref", "--quiet", "--short", "HEAD")
+    remote = _maybe(place, "config", "--get", "remote.origin.url")
     if commit is None:
         return Checkout(root, None, branch, remote, reason="there is no commit yet")
     try:
-        diff, is_cut = _diff(folder)
+        diff, is_cut = _diff(place)
     except NoAnswer as error:
         return Checkout(root, commit, branch, remote, reason=str(error))
     return Checkout(root, commit, branch, remote, diff, is_cut)
 
 
-def _diff(folder: Path) -> tuple[bytes, bool]:
+def _diff(place: _Place) -> tuple[bytes, bool]:
     asked = [
         "diff", "HEAD", "--no-ext-diff", "--no-textconv", "--ignore-submodules=dirty", "--submodule=short",
         "--no-color", "--src-prefix=a/", "--dst-prefix=b/",
     ]  # fmt: skip
-    found = _run(folder, *asked, settings=_without_filters(folder), most=DIFF_BYTES)
+    found = _run(place, *asked, settings=_without_filters(place), most=DIFF_BYTES)
     return found[:DIFF_BYTES], len(found) > DIFF_BYTES
 
 
-def _without_filters(folder: Path) -> list[str]:
+def _without_filters(place: _Place) -> list[str]:
     """Settings by which filters that the repository's own configuration defines run no more (git-lfs of the user does)."""
     listed = _run(
-        folder,
+        place,
         "config",
         "-z",
         "--show-scope",
@@ -113,17 +125,17 @@ def _without_filters(folder: Path) -> list[str]:
     ]
 
 
-def _line(folder: Path, *arguments: str) -> str:
-    return _run(folder, *arguments).decode("utf-8", "replace").rstrip("\n")
+def _line(place: _Place, *arguments: str) -> str:
+    return _run(place, *arguments).decode("utf-8", "replace").rstrip("\n")
 
 
-def _maybe(folder: Path, *arguments: str) -> str | None:
+def _maybe(place: _Place, *arguments: str) -> str | None:
     """One line of an answer, None where there is none."""
-    return _run(folder, *arguments, missing=b"").decode("utf-8", "replace").strip() or None
+    return _run(place, *arguments, missing=b"").decode("utf-8", "replace").strip() or None
 
 
 def _run(
-    folder: Path,
+    place: _Place,
     *arguments: str,
     settings: Sequence[str] = (),
     most: int = 1 << 16,
@@ -137,7 +149,7 @@ def _run(
         try:
             process = subprocess.Popen(
                 [*command, *arguments],
-                cwd=folder,
+                cwd=place.folder,
                 env={**os.environ, **_ENVIRONMENT},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
@@ -148,31 +160,32 @@ def _run(
             raise NoAnswer("git is not installed") from None
         except OSError as error:
             raise NoAnswer(f"git cannot be started: {error.strerror}") from None
-        with process, _Deadline(process) as deadline:
+        with process, _Deadline(process, place.seconds) as deadline:
             assert process.stdout is not None
             found = process.stdout.read(most + 1)
             if len(found) > most:
                 _end(process)
             status = process.wait()
         if deadline.has_passed:
-            raise NoAnswer(f"git {arguments[0]} took longer than {_SECONDS:.0f} s")
+            raise NoAnswer(f"git {arguments[0]} took longer than {place.seconds:.0f} s")
         if status == 0 or len(found) > most:
             return found
         if status == 1 and missing is not None:
             return missing
         complaints.seek(0)
-        raise NoAnswer(_why(folder, complaints.read(4096).decode("utf-8", "replace")))
+        raise NoAnswer(_why(place.folder, complaints.read(4096).decode("utf-8", "replace")))
 
 
 class _Deadline:
     """Ends a process that runs for too long, whatever it started with it."""
 
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], seconds: float) -> None:
         self._process = process
+        self._seconds = seconds
         self.has_passed = False
 
     def __enter__(self) -> _Deadline:
-        self._timer = threading.Timer(_SECONDS, self._pass)
+        self._timer = threading.Timer(self._seconds, self._pass)
         self._timer.daemon = True
         self._timer.start()
         return self

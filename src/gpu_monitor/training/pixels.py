@@ -88,6 +88,8 @@ def _from_numpy(array: Any, layout: str) -> tuple[bytes, bool]:
     if kind == "b":
         array = array.astype(numpy.uint8) * 255
     elif kind == "f":
+        if array.dtype.itemsize < 4:
+            array = array.astype(numpy.float32)
         known = numpy.nan_to_num(array, nan=0.0, posinf=2.0, neginf=-1.0)
         clipped = known.clip(0, 1)
         is_clipped = bool((known != clipped).any())
