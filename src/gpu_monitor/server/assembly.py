@@ -14,6 +14,7 @@ from gpu_monitor.server.auth.tokens import TokenBook
 from gpu_monitor.server.auth.upkeep import AuthUpkeep
 from gpu_monitor.server.experiments.blobs import BlobStore
 from gpu_monitor.server.experiments.reading import SegmentReader
+from gpu_monitor.server.experiments.upkeep import Upkeep
 from gpu_monitor.server.experiments.writer import ExperimentWriter
 from gpu_monitor.server.ingest.body import Arrivals
 from gpu_monitor.server.ingest.writer import GroupWriter
@@ -44,6 +45,7 @@ def build_state(settings: ServerSettings, store: Store, clock: Clock, address: s
     readiness.add("writer", writer.trouble)
     arrivals, experiments = Arrivals(), ExperimentWriter(store, clock, metrics)
     readiness.add("experiments", experiments.trouble)
+    experiments.listen(hub.hear_runs)
     quota = None if settings.blobs_quota_gib is None else settings.blobs_quota_gib << 30
     blobs = BlobStore(settings.directory / settings.blobs_directory, store, clock, quota)
     writer.listen(lambda committed: newest.tell(committed.seq_to))
@@ -56,8 +58,9 @@ def build_state(settings: ServerSettings, store: Store, clock: Clock, address: s
 
     office = open_office(settings, store, clock, newest, metrics, told)
     readiness.add("alerts", office.watcher.trouble)
+    removals = Upkeep(store, clock, blobs, settings.metrics_retention_days)
     parts: list[Part] = [upkeep, passwords, readiness, hub, writer, experiments, blobs]
-    parts += [Retention(store, clock), *office.parts]
+    parts += [Retention(store, clock), removals, *office.parts]
     local = local_token_file()
     if local is not None and not settings.is_exposed:
         parts.append(LocalToken(store, clock, address, local))
@@ -87,6 +90,7 @@ def build_state(settings: ServerSettings, store: Store, clock: Clock, address: s
         experiments=experiments,
         segments=SegmentReader(arrivals),
         blobs=blobs,
+        removals=removals,
         office=office,
         parts=tuple(parts),
     )

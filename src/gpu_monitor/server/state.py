@@ -17,6 +17,7 @@ from gpu_monitor.server.auth.throttle import Throttle
 from gpu_monitor.server.auth.tokens import TokenBook
 from gpu_monitor.server.experiments.blobs import BlobStore
 from gpu_monitor.server.experiments.reading import SegmentReader
+from gpu_monitor.server.experiments.upkeep import Upkeep
 from gpu_monitor.server.experiments.writer import ExperimentWriter
 from gpu_monitor.server.ingest.body import Arrivals
 from gpu_monitor.server.ingest.writer import GroupWriter
@@ -66,6 +67,7 @@ class ServerState:
     experiments: ExperimentWriter
     segments: SegmentReader
     blobs: BlobStore
+    removals: Upkeep
     office: Office
     parts: tuple[Part, ...]
 

@@ -31,6 +31,7 @@ from gpu_monitor.server.live.messages import (
 from gpu_monitor.server.live.newest import Newest
 from gpu_monitor.server.live.picture import Picture, Totals, fleet_body
 from gpu_monitor.server.live.rows import Mark, NodeRow, changed_since, is_mark, load, newest_mark
+from gpu_monitor.server.live.runs import Reader, RunNews, Runs
 from gpu_monitor.server.live.watch import WatchList
 from gpu_monitor.server.store.engine import Store
 
@@ -67,6 +68,7 @@ class _Fresh:
     mark: Mark
     rows: list[NodeRow]
     is_whole: bool
+    runs: list[RunNews]
 
 
 class _Group:
@@ -140,6 +142,7 @@ class Hub:
         self._viewers: set[Viewer] = set()
         self._groups: dict[Subscription, _Group] = {}
         self._picture = Picture()
+        self._runs, self._reader = Runs(), Reader()
         self._mark: Mark | None = None
         self._turn = 0
         self._floor = 0
@@ -172,6 +175,11 @@ class Hub:
     def _hear(self, _seq: int) -> None:
         if self._executor is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._changed.set)
+
+    def hear_runs(self, changed: frozenset[int]) -> None:
+        """Experiments (their numbers) changed; any thread. Those of other processes are found by asking."""
+        if self._executor is not None and not changed.isdisjoint(self._runs.numbers):
+            self._hear(0)
 
     # --- viewers -------------------------------------------------------------------------------------------
 
@@ -228,6 +236,8 @@ class Hub:
         agents = await self._resumed(ask.cursor, group.digest) if ask.cursor is not None else None
         viewer.since = self._turn
         self.messages += 1
+        if wanted.experiments:
+            self._changed.set()  # those that nobody watched yet are asked for now
         if agents is None:
             return self._text(group, -1)
         return compose(
@@ -237,6 +247,7 @@ class Hub:
                 fleet=self._fleet(wanted)[0] if wanted.fleet else None,
                 nodes=self._picture.node_bodies(wanted, -1, agents),
                 gpus=self._picture.gpu_bodies(wanted, -1, agents),
+                experiments=self._runs.bodies(wanted, -1),
             )
         )
 
@@ -286,16 +297,25 @@ class Hub:
                 body, turn = self._fleet(wanted)
                 fleet = body if turn > since else None
             nodes, gpus = self._picture.node_bodies(wanted, since), self._picture.gpu_bodies(wanted, since)
-            text = compose(self._parts(group, reset=since < 0, fleet=fleet, nodes=nodes, gpus=gpus))
+            runs = self._runs.bodies(wanted, since)
+            parts = self._parts(group, reset=since < 0, fleet=fleet, nodes=nodes, gpus=gpus, experiments=runs)
+            text = compose(parts)
             group.texts[since] = text
         return text
 
     def _parts(
-        self, group: _Group, *, reset: bool, fleet: bytes | None, nodes: list[bytes], gpus: list[bytes]
+        self,
+        group: _Group,
+        *,
+        reset: bool,
+        fleet: bytes | None,
+        nodes: list[bytes],
+        gpus: list[bytes],
+        experiments: list[bytes],
     ) -> Parts:
         assert self._mark is not None  # nobody is in a group before the first picture
         cursor = write_cursor(Cursor(self._mark.seq, self._mark.time, group.digest))
-        return Parts(cursor, format_time(self._clock.now()), reset, fleet, nodes, gpus)
+        return Parts(cursor, format_time(self._clock.now()), reset, fleet, nodes, gpus, experiments)
 
     def _fleet(self, wanted: Subscription) -> tuple[bytes, int]:
         """The totals, and the turn in which they last changed."""
@@ -330,6 +350,7 @@ class Hub:
             await self._take_turn()
             await self._rest()
         self._picture, self._mark = Picture(), None
+        self._runs, self._reader = Runs(), Reader()
         self._floor = self._turn + 1
         self._ready.clear()
 
@@ -346,8 +367,9 @@ class Hub:
 
     async def _take_turn(self) -> None:
         fresh: _Fresh | None = None
+        wanted = frozenset(uid for group in self._groups.values() for uid in group.wanted.experiments)
         try:
-            fresh = await self._in_thread(self._read)
+            fresh = await self._in_thread(lambda: self._read(wanted))
         except StorageError as error:
             self._say_failing(error)
         else:
@@ -357,6 +379,7 @@ class Hub:
             if fresh.is_whole:
                 self._picture, self._floor = Picture(), self._turn
             self._picture.take(fresh.rows, self._turn)
+            self._runs.take(fresh.runs, wanted, self._turn)
             self._mark = fresh.mark
             self._ready.set()
             self._look()
@@ -368,16 +391,22 @@ class Hub:
         self._last_message = self._loop.time()
         await self._wake_all()
 
-    def _read(self) -> _Fresh | None:
-        """What changed since the picture was taken; None where nothing did."""
+    def _read(self, wanted: frozenset[str]) -> _Fresh | None:
+        """What changed since the picture was taken, and of the experiments `wanted`; None where nothing did."""
         mark = self._mark
-        with self._store.read() as connection:
-            newest = newest_mark(connection)
-            if mark == newest:
-                return None
-            if mark is None or not is_mark(connection, mark):
-                return _Fresh(newest, load(connection, None), is_whole=True)
-            return _Fresh(newest, load(connection, changed_since(connection, mark.seq)), is_whole=False)
+        try:
+            with self._store.read() as connection:
+                newest = newest_mark(connection)
+                runs = self._reader.read(connection, wanted, self._clock.now())
+                if mark == newest:
+                    return _Fresh(newest, [], is_whole=False, runs=runs) if runs else None
+                if mark is None or not is_mark(connection, mark):
+                    return _Fresh(newest, load(connection, None), is_whole=True, runs=runs)
+                changed = load(connection, changed_since(connection, mark.seq))
+                return _Fresh(newest, changed, is_whole=False, runs=runs)
+        except StorageError:
+            self._reader = Reader()  # what it has read and nobody was told is read again, whole
+            raise
 
     def _say_failing(self, error: StorageError) -> None:
         if not self._is_failing:

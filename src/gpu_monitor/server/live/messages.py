@@ -15,6 +15,8 @@ MESSAGE_BYTES = 32 * 1024
 """Of one message from a client: 256 names of 40 characters are 11 KB."""
 NAMES = 256
 """Nodes and GPUs named in one subscription; who wants more asks for `all`."""
+EXPERIMENTS = 64
+"""Named in one subscription: each is asked for anew when it changed."""
 ALL_GPUS = 10_000
 """As many cells as a heat map draws in 70 ms; beyond it `all` GPUs is refused."""
 
@@ -24,12 +26,14 @@ class AskError(Exception):
 
 
 class Wanted(msgspec.Struct, frozen=True):
-    """What to tell of. Names of `nodes` are node ids; of `gpus` GPU uids, or node ids for all GPUs of a node."""
+    """What to tell of. Names of `nodes` are node ids; of `gpus` GPU uids, or node ids for all GPUs of a node; of
+    `experiments` their ids."""
 
     fleet: bool = False
     nodes: Literal["all"] | list[str] = []
     gpus: Literal["all"] | list[str] = []
     include: Literal["simulated"] | None = None
+    experiments: list[str] = []
 
 
 class Ask(msgspec.Struct, frozen=True):
@@ -48,11 +52,16 @@ class Subscription:
     gpus: frozenset[str] | None
     simulated: bool
     contracts: frozenset[int] | None
+    experiments: frozenset[str] = frozenset()
 
     @property
     def digest(self) -> bytes:
         """Eight bytes that name this subscription, in every process."""
-        parts = (self.fleet, _sorted(self.nodes), _sorted(self.gpus), self.simulated, _sorted(self.contracts))
+        parts: tuple[Any, ...] = (
+            self.fleet, _sorted(self.nodes), _sorted(self.gpus), self.simulated, _sorted(self.contracts)
+        )  # fmt: skip
+        if self.experiments:
+            parts += (_sorted(self.experiments),)
         return hashlib.sha256(repr(parts).encode()).digest()[:8]
 
 
@@ -104,6 +113,10 @@ def read_ask(text: str) -> Ask:
     named = sum(len(names) for names in (ask.subscribe.nodes, ask.subscribe.gpus) if names != "all")
     if named > NAMES:
         raise AskError(f"{named} names in one subscription; the most are {NAMES}: ask for all")
+    if len(ask.subscribe.experiments) > EXPERIMENTS:
+        raise AskError(
+            f"{len(ask.subscribe.experiments)} experiments in one subscription; the most are {EXPERIMENTS}"
+        )
     return ask
 
 
@@ -115,6 +128,7 @@ def subscription(wanted: Wanted, contracts: frozenset[int] | None) -> Subscripti
         gpus=None if wanted.gpus == "all" else frozenset(wanted.gpus),
         simulated=wanted.include == "simulated",
         contracts=contracts,
+        experiments=frozenset(wanted.experiments),
     )
 
 
@@ -128,6 +142,7 @@ class Parts:
     fleet: bytes | None
     nodes: Sequence[bytes]
     gpus: Sequence[bytes]
+    experiments: Sequence[bytes] = ()
 
 
 def compose(parts: Parts) -> str:
@@ -141,6 +156,8 @@ def compose(parts: Parts) -> str:
     for name, items in ((b"nodes", parts.nodes), (b"gpus", parts.gpus)):
         if items or parts.reset:
             pieces += [b',"', name, b'":[', *_joined(items), b"]"]
+    if parts.experiments:
+        pieces += [b',"experiments":[', *_joined(parts.experiments), b"]"]
     pieces.append(b"}")
     return b"".join(pieces).decode()
 
