@@ -26,9 +26,10 @@ def as_tensor(value: object) -> Any | None:
     """`value` where it is a PyTorch tensor, without its graph; None for anything else."""
     torch = loaded("torch")
     tensor = getattr(torch, "Tensor", None)
-    if tensor is None or not isinstance(value, tensor):
+    if tensor is None or not issubclass(type(value), tensor):
         return None
-    detached: Any = value.detach()
+    given: Any = value
+    detached = given.detach()
     if detached.layout is not torch.strided:  # type: ignore[union-attr]  # there is a tensor, so there is torch
         detached = detached.to_dense()
     return detached.dequantize() if detached.is_quantized else detached

@@ -82,7 +82,7 @@ def _graph_of(model: Any) -> Graph:
 
 def _is_module(model: object) -> bool:
     kind = getattr(getattr(loaded("torch"), "nn", None), "Module", None)
-    return kind is not None and isinstance(model, kind)
+    return kind is not None and issubclass(type(model), kind)  # isinstance would ask the model
 
 
 def _single(model: object) -> dict[str, Any]:
@@ -156,16 +156,15 @@ def _shape(tensor: Any) -> list[int] | None:
 
 def _trace(graph: Graph, torch: Any, model: Any, input_sample: object) -> None:
     """Try torch.fx, then, with a sample of the input, torch.export; each on a copy of its own."""
-    whole = _unwrapped(model)
-    nodes: Sequence[Any] = ()
+    nodes: Sequence[dict[str, Any]] = ()
     try:
-        nodes, graph.traced_by = call_foreign(lambda: _by_fx(_shadow(torch, whole))), "fx"
+        nodes, graph.traced_by = call_foreign(_by_fx, torch, model), "fx"
     except ForeignError as error:
         graph.notes.append(f"torch.fx cannot follow it ({error})")
         if input_sample is None:
             return
         try:
-            nodes = call_foreign(lambda: _by_export(torch, _shadow(torch, whole), input_sample))
+            nodes = call_foreign(_by_export, torch, model, input_sample)
             graph.traced_by = "export"
         except ForeignError as failed:
             graph.notes.append(f"nor can torch.export ({failed})")
@@ -174,7 +173,7 @@ def _trace(graph: Graph, torch: Any, model: Any, input_sample: object) -> None:
         graph.notes.append(f"its trace has {len(nodes)} operations, more than {MOST_NODES}: left out")
         graph.traced_by = None
         return
-    graph.trace = [_node(node) for node in nodes]
+    graph.trace = list(nodes)
 
 
 def _shadow(torch: Any, model: Any) -> Any:
@@ -194,15 +193,18 @@ def _shadow(torch: Any, model: Any) -> Any:
     return copy.deepcopy(model, known)
 
 
-def _by_fx(model: Any) -> Sequence[Any]:
-    return list(importlib.import_module("torch.fx").symbolic_trace(model).graph.nodes)
+def _by_fx(torch: Any, model: Any) -> list[dict[str, Any]]:
+    shadow = _shadow(torch, _unwrapped(model))
+    return [_node(node) for node in importlib.import_module("torch.fx").symbolic_trace(shadow).graph.nodes]
 
 
-def _by_export(torch: Any, model: Any, input_sample: object) -> Sequence[Any]:
+def _by_export(torch: Any, model: Any, input_sample: object) -> list[dict[str, Any]]:
+    shadow = _shadow(torch, _unwrapped(model))
     named = input_sample if isinstance(input_sample, dict) else {}
     given = () if named else input_sample if isinstance(input_sample, tuple) else (input_sample,)
     with torch.no_grad():
-        return list(importlib.import_module("torch.export").export(model, given, named).graph.nodes)
+        exported = importlib.import_module("torch.export").export(shadow, given, named)
+    return [_node(node) for node in exported.graph.nodes]
 
 
 def _node(node: Any) -> dict[str, Any]:

@@ -44,11 +44,12 @@ class _NotTaken(Exception):
 def log_image(recorder: Recorder, name: str, image: object, step: int | None, layout: str | None) -> None:
     """Record a picture: a figure, a PIL image, or an array (see pixels.picture_of)."""
     try:
-        if hasattr(image, "to_plotly_json"):
+        if call_foreign(hasattr, image, "to_plotly_json"):
             _log_plotly(recorder, name, image, step)
             return
-        content, is_clipped = _png_of(image, layout)
-    except (_NotTaken, NoNumbers) as error:
+        content, is_clipped = call_foreign(_png_of, image, layout)
+    except (_NotTaken, ForeignError) as failed:
+        error = _reason(failed)
         recorder.refuse(f"image:{name!s:.200}", f"the image {name!s:.80} {error}; it is left out")
         return
     if is_clipped:
@@ -62,8 +63,8 @@ def log_histogram(recorder: Recorder, name: str, values: object, step: int | Non
     try:
         found = call_foreign(histogram_of, values, bins)
     except ForeignError as error:
-        why = str(error.__cause__) if isinstance(error.__cause__, NoNumbers) else f"cannot be read: {error}"
-        recorder.refuse(f"histogram:{name!s:.200}", f"the histogram {name!s:.80} {why}; it is left out")
+        words = f"the histogram {name!s:.80} {_reason(error)}; it is left out"
+        recorder.refuse(f"histogram:{name!s:.200}", words)
         return
     more = {key: plain(value) for key, value in found.data().items()}
     _put(recorder, "histogram", name, step, {"data": more})
@@ -126,19 +127,20 @@ def plain_json(value: Any) -> Any:
 # ---------------------------------------------------------------- pictures
 
 
-def _png_of(image: object, layout: str | None) -> tuple[bytes, bool]:
-    """A PNG file and whether values were clipped. Raises _NotTaken and NoNumbers."""
-    try:
-        figure = _figure_of(image)
-        if figure is not None:
-            return call_foreign(_draw, figure), False
-        if hasattr(image, "save") and hasattr(image, "mode") and hasattr(image, "size"):
-            return call_foreign(_save, image), False
-        picture = call_foreign(picture_of, image, layout)
-    except ForeignError as error:
-        if isinstance(error.__cause__, (NoNumbers, _NotTaken)):
-            raise error.__cause__ from None
-        raise _NotTaken(f"cannot be read: {error}") from None
+def _reason(failed: Exception) -> str:
+    """Why something is not taken, in words that go on after the name of it."""
+    cause = failed.__cause__ if isinstance(failed, ForeignError) else failed
+    return str(cause) if isinstance(cause, (NoNumbers, _NotTaken)) else f"cannot be read: {failed}"
+
+
+def _png_of(image: Any, layout: str | None) -> tuple[bytes, bool]:
+    """A PNG file and whether values were clipped. Raises _NotTaken, NoNumbers, and whatever foreign code raises."""
+    figure = _figure_of(image)
+    if figure is not None:
+        return _draw(figure), False
+    if hasattr(image, "save") and hasattr(image, "mode") and hasattr(image, "size"):
+        return _save(image), False
+    picture = picture_of(image, layout)
     content = encode_png(picture.pixels, picture.width, picture.height, picture.channels)
     return content, picture.is_clipped
 
