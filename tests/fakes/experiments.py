@@ -16,6 +16,7 @@ import hashlib
 import json
 import re
 import socket
+import ssl
 import struct
 import threading
 from collections import deque
@@ -24,6 +25,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
+
+from tests.fakes.server import Authority
 
 _SEGMENT = re.compile(r"/api/experiments/([A-Za-z0-9][A-Za-z0-9._-]{0,127})/segments/(seg-[a-z0-9]{8,64})")
 _BLOB = re.compile(r"/api/blobs/([0-9a-f]{64})")
@@ -60,9 +63,12 @@ class Asked:
 class Shelf:
     """The server; a context manager. `url` is its address."""
 
-    def __init__(self, token: str | None = None, most: int = _MOST) -> None:
+    def __init__(
+        self, token: str | None = None, most: int = _MOST, authority: Authority | None = None
+    ) -> None:
         self.token = token
         self.most = most
+        self._authority = authority
         self.segments: dict[tuple[str, str], bytearray] = {}
         self.blobs: dict[str, bytearray] = {}
         self.whole: set[str] = set()
@@ -74,13 +80,15 @@ class Shelf:
         self._lock = threading.Lock()
         self._server: ThreadingHTTPServer | None = None
         self._thread: threading.Thread | None = None
-        self._links: set[socket.socket] = set()
+        self.links: set[socket.socket] = set()
+        self.heads: list[Mapping[str, str]] = []
+        """The headers of each request."""
         self.port = 0
 
     @property
     def url(self) -> str:
         """Its address."""
-        return f"http://127.0.0.1:{self.port}"
+        return f"{'https' if self._authority else 'http'}://127.0.0.1:{self.port}"
 
     def behave(self, *faults: Fault | str, then: Fault | str = "good") -> None:
         """Meet the next requests so, one each, and all later ones as `then`."""
@@ -106,6 +114,12 @@ class Shelf:
         Handler.shelf = shelf
         server = ThreadingHTTPServer(("127.0.0.1", self.port), Handler)
         server.daemon_threads = True
+        if self._authority is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(self._authority.certificate, self._authority.key)
+            server.socket = context.wrap_socket(
+                server.socket, server_side=True, do_handshake_on_connect=False
+            )
         self.port = server.server_address[1]
         self._server = server
         self.release.clear()
@@ -122,7 +136,7 @@ class Shelf:
         server.shutdown()
         server.server_close()
         with self._lock:
-            links, self._links = self._links, set()
+            links, self.links = self.links, set()
         for link in links:
             _reset(link)
         assert self._thread is not None
@@ -142,7 +156,7 @@ class Shelf:
     def joined(self, link: socket.socket) -> None:
         """A connection was made."""
         with self._lock:
-            self._links.add(link)
+            self.links.add(link)
 
     def take(
         self, method: str, path: str, offset: int | None, body: bytes, digest: str | None
@@ -253,6 +267,7 @@ class _Handler(BaseHTTPRequestHandler):
         given = parse_qs(parts.query).get("offset")
         offset = int(given[0]) if given else None
         token = (self.headers.get("Authorization") or "").removeprefix("Bearer ") or None
+        self.shelf.heads.append(dict(self.headers))
         fault = self.shelf.next_fault()
         status, answer = self._met(fault, parts.path, offset, body, token)
         self.shelf.asked.append(Asked(self.command, parts.path, offset, len(body), token, status, fault.kind))
