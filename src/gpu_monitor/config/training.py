@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -193,4 +194,8 @@ def _read(path: Path) -> str | None:
 def runtime_directory() -> Path | None:
     """The user's own directory for what lasts as long as a login; None where the system has none."""
     found = environment("XDG_RUNTIME_DIR")
-    return Path(found) if found is not None and found.startswith("/") else None
+    if found is not None:
+        return Path(found) if found.startswith("/") else None
+    # Batch systems and cron do not set it.
+    usual = Path(f"/run/user/{os.getuid()}") if hasattr(os, "getuid") else None
+    return usual if usual is not None and usual.is_dir() else None
