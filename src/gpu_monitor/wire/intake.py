@@ -137,7 +137,10 @@ class WrongEntry(msgspec.Struct, frozen=True):
 
 
 class Intake(msgspec.Struct, frozen=True, kw_only=True):
-    """A report that can be taken. `start` in UTC epoch seconds; `extras` go with `entries`, JSON text or None."""
+    """A report that can be taken. `start` in UTC epoch seconds; `extras` go with `entries`, JSON text or None.
+
+    `body`: the bytes it was read from.
+    """
 
     report_id: str
     revision: int
@@ -154,6 +157,7 @@ class Intake(msgspec.Struct, frozen=True, kw_only=True):
     events: Sequence[EventIn]
     processes: Sequence[ProcessIn]
     extra: str | None
+    body: bytes | memoryview
     body_digest: bytes
     body_bytes: int
 
@@ -325,6 +329,7 @@ def _intake(
         events=rest.events,
         processes=rest.processes,
         extra=extra,
+        body=body,
         body_digest=digest or sha256(body),
         body_bytes=len(body),
     )

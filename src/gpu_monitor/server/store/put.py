@@ -35,7 +35,7 @@ from gpu_monitor.server.store.schema import (
     quarantine,
     receipts,
 )
-from gpu_monitor.server.store.shape import Shaped
+from gpu_monitor.server.store.shape import GpuRow, Shaped
 from gpu_monitor.wire.entry import MADE_UP
 
 Row = tuple[Any, ...]
@@ -99,7 +99,7 @@ def put_batch(rows: Rows, batch: Batch, book: FactBook) -> None:
     measured: list[Row] = []
     for one in reports:
         _place(one, book, measured, newest)
-        _count(one, batch.fleet)
+    _count(reports, batch.fleet)
     with rows.together():
         store_gpus(rows, list(nodes.values()))
         rows.insert(receipts, _RECEIPT, [_receipt(one) for one in reports])
@@ -130,16 +130,23 @@ def _place(one: Accepted, book: FactBook, measured: list[Row], newest: dict[tupl
     ongoing = _ongoing(one.shaped) if one.shaped.gaps else None
     live = _live_of
     ordinals = []
-    number = book.number
+    number, known = book.number, node.gpus
+    status = "ok"
     for row in one.shaped.gpus:
         identity, states, values = number(row.identity.digest), number(row.states.digest), row.values
-        ordinal = place_gpu(node, row, hour, identity).ordinal
+        gpu = known.get((row.uid, row.source))
+        if gpu is not None and gpu.identity == identity and gpu.first_hour <= hour > gpu.last_hour:
+            gpu.last_hour, gpu.is_seen = hour, True  # as nearly always
+        else:
+            gpu = place_gpu(node, row, hour, identity)
+        ordinal = gpu.ordinal
         ordinals.append(ordinal)
         measured.append((hour, agent, ordinal, identity, states, *values, row.extra))
         key = (agent, ordinal)
         held = newest.get(key)
         if held is None or held[2] <= end:
-            status = ongoing.get(row.uid) or ongoing.get(None) or "ok" if ongoing else "ok"
+            if ongoing:
+                status = ongoing.get(row.uid) or ongoing.get(None) or "ok"
             newest[key] = (agent, ordinal, end, False, status, *live(values), states)
     one.ordinals = tuple(ordinals)
 
@@ -150,14 +157,24 @@ def _ongoing(shaped: Shaped) -> dict[str | None, str]:
     return {uid: cause for uid, _start, stop, cause, _detail in shaped.gaps if stop >= end}
 
 
-def _count(one: Accepted, fleet: dict[FleetKey, Sums]) -> None:
-    intake = one.shaped.intake
-    counted = without_instances(one.shaped.gpus, lambda row: (row.uid, row.identity.body))
-    parts = ((row.source in MADE_UP, pick_needed(row.values)) for row in counted)
-    merge(
-        fleet,
-        fleet_part(intake.hour, one.contract, intake.period_seconds, one.shaped.simulated, parts),
-    )
+def _count(reports: Sequence[Accepted], fleet: dict[FleetKey, Sums]) -> None:
+    """Add what the reports add to the fleet's hours; those of one hour at once, whose columns are then longer."""
+    alike: dict[tuple[int, int, int, bool], list[Shaped]] = {}
+    for one in reports:
+        intake = one.shaped.intake
+        key = (intake.hour, one.contract, intake.period_seconds, one.shaped.simulated)
+        alike.setdefault(key, []).append(one.shaped)
+    for key, those in alike.items():
+        parts = [
+            (row.source in MADE_UP, pick_needed(row.values)) for shaped in those for row in _counted(shaped)
+        ]
+        merge(fleet, fleet_part(*key, parts, len(those)))
+
+
+def _counted(shaped: Shaped) -> Sequence[GpuRow]:
+    if any(row.identity.has_parent for row in shaped.gpus):
+        return without_instances(shaped.gpus, lambda row: (row.uid, row.identity.body))
+    return shaped.gpus
 
 
 def _receipt(one: Accepted) -> Row:

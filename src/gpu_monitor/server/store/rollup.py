@@ -46,14 +46,14 @@ def without_instances(rows: Sequence[T], uid_and_identity: Callable[[T], tuple[s
 
 
 def fleet_part(
-    hour: int, contract: int, period_seconds: int, simulated: bool, rows: Iterable[Part]
+    hour: int, contract: int, period_seconds: int, simulated: bool, rows: Iterable[Part], reports: int = 1
 ) -> dict[FleetKey, Sums]:
-    """What one report adds. `simulated` is the report's; each row says it for itself."""
+    """What reports add that are alike in all this. `simulated` is theirs; each row says it for itself."""
     parted: dict[bool, list[Sequence[int | None]]] = {simulated: []}
     for is_simulated, values in rows:
         parted.setdefault(is_simulated, []).append(values)
     found = {(hour, contract, kind): _sums(period_seconds, part) for kind, part in parted.items()}
-    found[hour, contract, simulated][0] = 1
+    found[hour, contract, simulated][0] = reports
     return found
 
 

@@ -32,15 +32,17 @@ def _distances() -> list[tuple[int, str]]:
 
 
 _DISTANCES = _distances()
-_distances_of = itemgetter(*(at for at, _ in _DISTANCES))
 _BASIS = [name for name, _ in (*COVER, *IDLE)]
 _basis_of = itemgetter(
     *(_BASIS.index(n) for n in ("coverage", "seconds", "idle_seconds", "held_idle_seconds", "energy_seconds"))
 )
 
 
-def check_figures(values: Sequence[int | None], period: int) -> None:
-    """Malformed where figures of a GPU over a period (s) cannot all be true; `values` as the table has them."""
+def check_figures(values: Sequence[int | None], period: int, least: int) -> None:
+    """Malformed where figures of a GPU over a period (s) cannot all be true; `values` as the table has them.
+
+    `least`: the least of the distances between means and extremes.
+    """
     coverage, seconds, idle, held, energy = _basis_of(values)
     if seconds is not None:
         if seconds > period * 10 * _LONGER:
@@ -53,7 +55,7 @@ def check_figures(values: Sequence[int | None], period: int) -> None:
             raise Malformed("energy_seconds", f"{energy / 10} s of {seconds / 10} s that were measured")
     if held is not None and idle is not None and held > idle + _DIGIT:
         raise Malformed("held_idle_seconds", f"{held / 10} s of {idle / 10} s that were idle")
-    if min(filter(None, _distances_of(values)), default=0) < -_DIGIT:
+    if least < -_DIGIT:
         field = next(name for at, name in _DISTANCES if (values[at] or 0) < -_DIGIT)
         raise Malformed(field, "the mean does not lie between minimum and maximum")
 

@@ -19,7 +19,7 @@ from gpu_monitor.server.store.digest import fact_digest, row_digest
 from gpu_monitor.server.store.schema import COVER, IDLE, has_extremes, scale_of
 from gpu_monitor.server.store.sense import check_figures, moment_before, moment_in
 from gpu_monitor.wire.entry import ENTRY_FIELDS, HOST_FIELDS, MADE_UP
-from gpu_monitor.wire.intake import DEPTH, Intake, Malformed, WrongEntry, check_depth
+from gpu_monitor.wire.intake import DEPTH, Intake, Malformed, WrongEntry, check_depth, read_report
 
 Row = tuple[Any, ...]
 _T = TypeVar("_T")
@@ -35,10 +35,14 @@ _reasons = msgspec.json.Decoder(dict[str, str])
 
 
 class Fact(msgspec.Struct, frozen=True):
-    """An interned JSON object: its text and the digest it is known by."""
+    """An interned JSON object: its text and the digest it is known by.
+
+    `has_parent`: whether it is the identity of a part of another GPU.
+    """
 
     digest: bytes
     body: str
+    has_parent: bool = False
 
 
 class GpuRow(msgspec.Struct, frozen=True):
@@ -54,7 +58,10 @@ class GpuRow(msgspec.Struct, frozen=True):
 
 
 class Shaped(msgspec.Struct, frozen=True):
-    """A report as rows. Those of gaps, events and processes begin after hour and agent."""
+    """A report as rows. Those of gaps, events and processes begin after hour and agent.
+
+    `intake` without its entries: they are many objects, and would be let go of when no cache holds them any more.
+    """
 
     intake: Intake
     gpus: Sequence[GpuRow]
@@ -78,48 +85,59 @@ def text_of(text: str | None, length: int = _TEXT) -> str | None:
 def make_fact(content: Any) -> Fact:
     """The fact with this JSON content."""
     body = msgspec.json.encode(content).decode()
-    return Fact(fact_digest(body), body)
+    return Fact(fact_digest(body), body, '"parent_uid"' in body)
 
 
 def _write_plan(
     metrics: Sequence[Metric], fields: Sequence[str], basis: Sequence[tuple[str, int]], *, exact: bool
-) -> Callable[[Row], tuple[Row, list[str]]]:
+) -> Callable[[Row], tuple[Row, list[str], int]]:
     """A function that turns an entry's values into scaled whole numbers, in the order of the table's columns.
 
-    It also gives the names of flags that we do not know. `exact`: metrics without decimals come whole. The
+    It also gives the names of flags that we do not know, and the least distance of a mean from its extremes (0 or
+    less: negative where a mean lies outside of them). `exact`: metrics without decimals come whole. The
     function is written out, one line a value, as the standard library does for dataclasses: a loop over 80
     columns took half as long again, and this is the largest part of taking a report. Numbers with decimals come
     as floats; the built-in round() looks for their method each time, which takes longer than rounding.
     """
     held = {field: f"f{number}" for number, field in enumerate(fields)}
-    lines = ["def whole(given):", " unknown = []", f" {', '.join(held.values())}, = given"]
+    lines = ["def whole(given):", " unknown, least = [], 0", f" {', '.join(held.values())}, = given"]
     names: list[str] = []
-
-    def put(name: str, given: str, text: str) -> None:
-        lines.append(f" {name} = None if {given} is None else {text}")
-        names.append(name)
 
     def scaled(given: str, scale: float) -> str:
         return given if exact and scale == 1 else f"whole_of({given} * {float(scale)})"
 
-    for number, (field, decimals) in enumerate(basis):
-        put(f"b{number}", held[field], scaled(held[field], 10**decimals))
-    for number, metric in enumerate(metrics):
+    def put(given: str, scale: float) -> None:
+        names.append(given)
+        if scaled(given, scale) != given:
+            lines.append(f" if {given} is not None: {given} = {scaled(given, scale)}")
+
+    for field, decimals in basis:
+        put(held[field], 10**decimals)
+    for metric in metrics:
         mean, scale = held[metric.name], scale_of(metric)
-        middle = f"m{number}"
         if metric.kind is Kind.FLAGS:
-            lines.append(f" {middle}, unknown = (None, unknown) if {mean} is None else flags_of({mean})")
-            names.append(middle)
-            continue
-        put(middle, mean, scaled(mean, scale))
-        if has_extremes(metric):
+            lines.append(f" if {mean} is not None: {mean}, unknown = flags_of({mean})")
+            names.append(mean)
+        elif has_extremes(metric):
             low, high = held[f"{metric.name}_min"], held[f"{metric.name}_max"]
-            put(f"l{number}", f"{low} is None or {mean}", f"{middle} - {scaled(low, scale)}")
-            put(f"h{number}", f"{high} is None or {mean}", f"{scaled(high, scale)} - {middle}")
-    lines.append(f" return ({', '.join(names)}), unknown")
+            names += [mean, low, high]
+            lines += [
+                f" if {mean} is None: {low} = {high} = None",
+                " else:",
+                f"  {mean} = {scaled(mean, scale)}",
+                f"  if {low} is not None:",
+                f"   {low} = {mean} - {scaled(low, scale)}",
+                f"   if {low} < least: least = {low}",
+                f"  if {high} is not None:",
+                f"   {high} = {scaled(high, scale)} - {mean}",
+                f"   if {high} < least: least = {high}",
+            ]
+        else:
+            put(mean, scale)
+    lines.append(f" return ({', '.join(names)}), unknown, least")
     place: dict[str, Any] = {"flags_of": flags_of, "whole_of": float.__round__}
     exec("\n".join(lines), place)
-    return cast("Callable[[Row], tuple[Row, list[str]]]", place["whole"])
+    return cast("Callable[[Row], tuple[Row, list[str], int]]", place["whole"])
 
 
 _identity_of = itemgetter(*(ENTRY_FIELDS.index(metric.name) for metric in IDENTITY))
@@ -144,8 +162,7 @@ class Shaper:
         extras = intake.extras or (None,) * len(intake.entries)
         for entry, extra in zip(intake.entries, extras, strict=True):
             try:
-                row = self._gpu(astuple(entry), extra)
-                check_figures(row.values, intake.period_seconds)
+                row = self._gpu(astuple(entry), extra, intake.period_seconds)
                 key = (row.uid, row.source)
                 if key in seen:
                     raise Malformed("uid", "another entry of this report is about the same GPU")
@@ -162,7 +179,7 @@ class Shaper:
         events = _rows(intake, "events", _event)
         processes = _rows(intake, "processes", _process)
         return Shaped(
-            intake=intake,
+            intake=msgspec.structs.replace(intake, entries=(), extras=None),
             gpus=gpus,
             wrong=wrong,
             host=host,
@@ -173,10 +190,11 @@ class Shaper:
             row_digest=_digest(intake, gpus, host, gaps, events, processes),
         )
 
-    def _gpu(self, values: Row, extra: str | None) -> GpuRow:
+    def _gpu(self, values: Row, extra: str | None, period: int) -> GpuRow:
         identity, name = self.identity(_identity_of(values))
         states = self._state((bytes(values[_REASONS_AT]), *_states_of(values)))
-        whole, unknown = _whole_gpu(values)
+        whole, unknown, least = _whole_gpu(values)
+        check_figures(whole, period, least)
         if unknown:
             extra = _with_unknown(extra, unknown)
         return GpuRow(values[_UID], values[_SOURCE], name, identity, states, whole, extra)
@@ -218,7 +236,7 @@ def without(shaped: Shaped, keys: AbstractSet[tuple[str, str]], reason: str) -> 
     kept = [row for row in shaped.gpus if (row.uid, row.source) not in keys]
     aside = [
         WrongEntry(text_of(entry.uid), "uid", reason, msgspec.json.encode(entry))
-        for entry in shaped.intake.entries
+        for entry in read_report(shaped.intake.body, shaped.intake.body_digest).entries
         if (entry.uid, entry.source) in keys
     ]
     digest = _digest(shaped.intake, kept, shaped.host, shaped.gaps, shaped.events, shaped.processes)
