@@ -16,6 +16,7 @@ import pytest
 from tests.e2e.program import environment
 from tests.server.posts import HOUR, encode, headers_of, join, make_entry, make_report
 from tests.server.rig import PATIENCE, Server, pss_kib, serving
+from tests.server.runs import known_segments, parts
 
 MEMORY_KIB = 400 * 1024
 """A resting server takes 80 MB; what may be on its way at once is bounded to 64 MiB of bodies and 64 of work."""
@@ -49,6 +50,13 @@ def test_what_the_description_allows_and_what_it_does_not_is_answered_as_it_says
     token, writer = server.token("--scope", "admin", "--scope", "read"), server.token("--contract", "12345")
     for hour in range(HOUR, HOUR + 3):
         assert post(server, writer, encode(make_report(hour=hour))) == 200
+    uploader = server.token("--contract", "12345", "--scope", "experiment:write")
+    for _, segment in known_segments(HOUR * 3600.0):
+        place = 0
+        for part in parts(segment.lines):
+            where = f"/api/experiments/{segment.experiment}/segments/{segment.segment}?offset={place}"
+            assert server.ask("PUT", where, part, uploader).status == 200
+            place += len(part)
     asked = subprocess.run(
         [
             sys.executable, "-m", "schemathesis.cli", "run", f"{server.url}/openapi.json", "--phases", "coverage,fuzzing",
@@ -58,7 +66,7 @@ def test_what_the_description_allows_and_what_it_does_not_is_answered_as_it_says
             "--exclude-path-regex", "^/api/(users|session)", "--header", f"Authorization: Bearer {token}",
         ],
         cwd=tmp_path, env=environment(tmp_path, HYPOTHESIS_STORAGE_DIRECTORY=str(tmp_path / "examples")),
-        capture_output=True, text=True, timeout=150, check=False,
+        capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert asked.returncode == 0, asked.stdout[-6000:] + asked.stderr[-2000:]
     assert "No issues found" in asked.stdout

@@ -39,6 +39,7 @@ from gpu_monitor.server.store.experiment_list import (
     list_experiments,
     tags_of,
 )
+from gpu_monitor.server.store.experiment_removal import mark_removed
 from gpu_monitor.server.store.experiment_terms import FIELDS, Terms
 from gpu_monitor.server.store.expressions import (
     LONGEST,
@@ -176,6 +177,22 @@ def change(request: Request, state: State, who: Writer, id: MeantId, wanted: Cha
         again = the_experiment(connection, who, row.uid)
         fields = experiment_fields(again, tags_of(connection, [row.id]).get(row.id, {}), now)
     return json_answer(Experiment(**fields))
+
+
+@router.delete("/{id:path}", summary="Delete an experiment", status_code=204)
+def delete(request: Request, state: State, who: Writer, id: MeantId) -> Response:
+    """Delete an archived experiment for good, with its files. Its id stays as taken. For those who may change it."""
+    now = state.clock.now()
+    with state.store.write() as connection:
+        row = the_experiment(connection, who, id)
+        _refuse_other(who, row)
+        if row.archived is None:
+            raise Problem(409, "Not archived", 'Archive it first: PATCH {"archived": true}.')
+        mark_removed(connection, row.id, now)
+        detail = {"name": row.name, "project": row.project_name, "points": row.points}
+        record(connection, now, who.name, "experiment.delete", row.uid, client_address(request), detail)
+    state.removals.kick()
+    return Response(status_code=204)
 
 
 def _refuse_other(who: Principal, row: Any) -> None:

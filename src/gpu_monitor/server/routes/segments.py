@@ -93,7 +93,10 @@ def taking(kind: type[msgspec.Struct], text: str, body: dict[str, Any], **more: 
     }
 
 
-_LINES = {"application/x-ndjson": {"schema": {"type": "string", "description": "whole lines"}}}
+_LINES = {
+    kind: {"schema": {"type": "string", "description": "whole lines"}}
+    for kind in ("application/x-ndjson", "application/octet-stream")
+}
 
 
 @router.put(
