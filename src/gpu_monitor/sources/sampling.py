@@ -45,7 +45,7 @@ class Sampling:
         self._stores: list[Path] = []
         self._registry: str | None = None
         self._span = Span.FAST
-        self._reason: str | None = "not asked for"
+        self._reason: str | None = None
 
     def answer(self, request: Message) -> Message:
         """The answer to `open` or `read`."""
@@ -55,7 +55,7 @@ class Sampling:
         """Open what is to be read: `host` (a path on the disk to report, None: not the host), `pid`, `gpus`.
 
         `gpus`: `never`, `real`, `auto` (simulated where there are none) or `always` (simulated). `stores`: of agents
-        that would record the GPUs already. Says which `source` there is, and the `reason` where there is none.
+        that would record the GPUs already. `parent`: whose end is ours. Says which `source` there is, and the `reason` where there is none.
         """
         if request.get("host") is not None:
             self._host = open_host(request["host"])
@@ -149,7 +149,7 @@ def main(_board: str, lifeline: str) -> None:
     """Serve requests until the input closes or the parent is gone, then end."""
     output = private_output()
     die_with(int(lifeline))
-    parent = os.getppid()
+    parent: int | None = None
     sampling, inbox = Sampling(), Inbox()
     gc.freeze()
     while True:
@@ -161,14 +161,16 @@ def main(_board: str, lifeline: str) -> None:
         inbox.add(piece)
         while (found := inbox.take()) is not None:
             request: Any = found[0]
+            # Not what getppid says at the start: the parent may be gone by then.
+            parent = request.get("parent", parent)
             write_frame(output, pack(sampling.answer(request)))
 
 
-def _has_input(parent: int) -> bool:
+def _has_input(parent: int | None) -> bool:
     """Whether there is something to read; ends this process where its parent is gone."""
     if sys.platform == "win32":
         return True
     else:  # noqa: RET505 (mypy reads only one of the two)
-        if os.getppid() != parent:
+        if parent is not None and os.getppid() != parent:
             os._exit(0)
         return bool(select.select([0], [], [], _LOOK_SECONDS)[0])

@@ -52,7 +52,7 @@ class Asked:
     """A child and what it was asked to open; started again where it fails. One thread; `over` ends its waiting."""
 
     def __init__(self, request: Mapping[str, Any], over: threading.Event | None = None) -> None:
-        self._request = {"do": "open", **request}
+        self._request = {"do": "open", "parent": os.getpid(), **request}
         self._over = over or threading.Event()
         self._child: Child | None = None
         self._starts = 0
@@ -170,8 +170,10 @@ class Sampler:
         for key, name in _PROCESS_NAMES.items():
             if (used := process.get(key)) is not None:
                 values[f"process/{name}"] = used, _more(_PROCESS_UNITS[key])
+        indices = {device["uid"]: device["index"] for device in found["gpus"]}
         for number, device in enumerate(found["gpus"]):
-            self._add_device(values, number, device)
+            index = indices.get(device["parent_uid"] or device["uid"])
+            self._add_device(values, number if index is None else index, device)
         self._say(found["reason"])
         if not values or self._over.is_set():
             return
@@ -185,7 +187,7 @@ class Sampler:
             self._recorder.log_points({name: value for name, (value, _) in values.items()}, None, _more(""))
 
     def _add_device(
-        self, values: dict[str, tuple[float, dict[str, Any]]], number: int, device: Mapping[str, Any]
+        self, values: dict[str, tuple[float, dict[str, Any]]], index: int, device: Mapping[str, Any]
     ) -> None:
         """The values of one GPU that the training sees. MIG instances have names of their own."""
         uid = device["uid"]
@@ -195,7 +197,6 @@ class Sampler:
             and device["parent_uid"] not in self._visible
         ):
             return
-        index = number if device["index"] is None else device["index"]
         instance = (device["mig_instance"] or "").replace("/", "-")
         place = f"gpu/{index}/{instance}" if instance else f"gpu/{index}"
         read = dict(device["values"])
