@@ -44,7 +44,7 @@ _SHOWN = 8
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the `import` command."""
     parser = subparsers.add_parser(
-        "import", help="recorded nvidia-smi logs into the store", formatter_class=Formatter, epilog=_EXAMPLES,
+        "import", help="recorded nvidia-smi logs into the store, TensorBoard's runs", formatter_class=Formatter, epilog=_EXAMPLES,
         description="Import logs of nvidia-smi (--query-gpu CSV, -q -x XML, dmon) as history of a named node, or "
         "TensorBoard's event files as experiments.",
     )  # fmt: skip

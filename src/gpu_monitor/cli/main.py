@@ -27,7 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "report": ("gpu_monitor.cli.report", "GPU-hours, idle hours, energy and money"),
     "events": ("gpu_monitor.cli.events", "what happened: Xids, lost GPUs, throttling, gaps"),
     "export": ("gpu_monitor.cli.export", "rows or hours as CSV or JSON"),
-    "import": ("gpu_monitor.cli.import_", "recorded nvidia-smi logs into the store"),
+    "import": ("gpu_monitor.cli.import_", "recorded nvidia-smi logs into the store, TensorBoard's runs"),
     "resend": ("gpu_monitor.cli.resend", "send rejected or parked reports again"),
     "sync": ("gpu_monitor.cli.sync", "upload experiments that lie on this machine"),
     "demo": ("gpu_monitor.cli.demo", "agent and server together, to look at"),
