@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from gpu_monitor.training.capture_child import DIFF, find_git, keep_diff
+from gpu_monitor.training.capture_child import find_git, keep_diff
 from gpu_monitor.training.git import DIFF_BYTES, NoAnswer, read_checkout
+from gpu_monitor.training.topics import DIFF
 
 pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
 

@@ -55,7 +55,8 @@ class Sampling:
         """Open what is to be read: `host` (a path on the disk to report, None: not the host), `pid`, `gpus`.
 
         `gpus`: `never`, `real`, `auto` (simulated where there are none) or `always` (simulated). `stores`: of agents
-        that would record the GPUs already. `parent`: whose end is ours. Says which `source` there is, and the `reason` where there is none.
+        that would record the GPUs already. `parent`: whose end is ours. Says which `source` there is, and the `reason`
+        where there is none.
         """
         if request.get("host") is not None:
             self._host = open_host(request["host"])

@@ -16,12 +16,11 @@ from gpu_monitor.core.clock import process_seconds
 from gpu_monitor.sources.child import Child, Ended, SystemLauncher, module_paths
 from gpu_monitor.training.arrays import loaded
 from gpu_monitor.training.border import ForeignError, call_foreign
-from gpu_monitor.training.capture_child import DIFF
 from gpu_monitor.training.identity import find_local_rank
 from gpu_monitor.training.masking import mask_arguments, mask_text
 from gpu_monitor.training.parts import Options
 from gpu_monitor.training.recorder import Recorder
-from gpu_monitor.training.topics import FACTS
+from gpu_monitor.training.topics import DIFF, FACTS
 from gpu_monitor.wire.training import Capture, Media
 
 _CHILD = "gpu_monitor.training.capture_child"

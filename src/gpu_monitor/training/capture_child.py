@@ -17,12 +17,11 @@ from gpu_monitor.sources.lifeline import die_with, private_output, write_frame
 from gpu_monitor.training.blobs import Blobs
 from gpu_monitor.training.git import DIFF_BYTES, Checkout, NoAnswer, read_checkout
 from gpu_monitor.training.masking import mask_text
+from gpu_monitor.training.topics import DIFF
 
 _MOST_PACKAGES = 5_000
 INLINE_BYTES = 64 << 10
 """A diff up to this long stands in its record, a longer one in a file of its own."""
-DIFF = "git diff"
-"""The name under which the diff is recorded."""
 
 
 def main(_board: str, lifeline: str) -> None:

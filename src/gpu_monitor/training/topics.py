@@ -10,6 +10,8 @@ FACTS = ("command", "python", "host", "slurm", "cuda", "git", "packages")
 """Recorded once, at the start."""
 CONSOLE, SYSTEM, GPU = "console", "system", "gpu"
 """Output, readings of the machine and the process, readings of GPUs: recorded all the time."""
+DIFF = "git diff"
+"""The name under which what was changed since the commit is recorded, as a text."""
 TOPICS = (*FACTS, CONSOLE, SYSTEM, GPU)
 Choice = bool | Iterable[str] | Mapping[str, bool] | None
 """True or None: everything. False: nothing. Names: these alone. A mapping: everything but what is False in it."""
