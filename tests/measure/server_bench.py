@@ -17,15 +17,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from tests.measure import server_asking, server_hostile, server_ingest, server_sockets
 from tests.measure.bed import compile_program
 from tests.measure.bench import PAGE, progress
 from tests.measure.figures import Figure, as_json, as_markdown, as_text, replace_part
 from tests.measure.machine import Machine, this_machine
-from tests.measure.server_load import Template, real_report
+from tests.measure.server_load import Template, only_defaults, real_report
 from tests.measure.server_year import Year
-from tests.server.postgres import WHY_NOT, binaries, running_cluster
+from tests.server.postgres import WHY_NOT, Cluster, binaries, running_cluster
 
 _LIBRARIES = ("fastapi", "uvicorn", "uvloop", "msgspec", "sqlalchemy", "psycopg")
 
@@ -59,25 +60,38 @@ class Bench:
     @cached_property
     def template(self) -> Template:
         """A real agent's report."""
+        return Template(self._report)
+
+    @cached_property
+    def lean(self) -> Template:
+        """The same with the twelve default fields alone."""
+        return Template(only_defaults(self._report))
+
+    @cached_property
+    def _report(self) -> dict[str, Any]:
         self.say("a report of the real agent", 0)
-        return Template(real_report(self.folder / "report"))
+        return real_report(self.folder / "report")
+
+    def _singles(self, cluster: Cluster | None) -> Iterator[Figure]:
+        """Single reports beside the control, of every field and of the default ones."""
+        for name, template in (("every", self.template), ("twelve", self.lean)):
+            folder = self.folder / name
+            folder.mkdir(exist_ok=True)
+            about = "of every field" if name == "every" else "of the twelve default fields"
+            yield from server_ingest.beside_control(
+                folder, template, about, self.scale.reports, self.scale.rounds, cluster, self.say
+            )
 
     def ingest(self) -> Iterator[Figure]:
-        """Single reports on SQLite, beside the control."""
-        scale = self.scale
-        return server_ingest.beside_control(
-            self.folder, self.template, scale.reports, scale.rounds, None, self.say
-        )
+        """Single reports on SQLite."""
+        return self._singles(None)
 
     def postgresql(self) -> Iterator[Figure]:
         """The same on PostgreSQL, with fsync."""
         if WHY_NOT:
             raise NotHere(WHY_NOT)
-        scale = self.scale
         with running_cluster(fsync=True) as cluster:
-            yield from server_ingest.beside_control(
-                self.folder, self.template, scale.reports, scale.rounds, cluster, self.say
-            )
+            yield from self._singles(cluster)
 
     def backlog(self) -> Iterator[Figure]:
         """Days delivered at once, and bytes on the disk."""

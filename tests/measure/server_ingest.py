@@ -93,16 +93,25 @@ def take(port: int, pid: int, requests: Sequence[bytes], reports: int, warm: int
 
 
 def beside_control(
-    folder: Path, template: Template, reports: int, rounds: int, cluster: Cluster | None, say: Say
+    folder: Path,
+    template: Template,
+    about: str,
+    reports: int,
+    rounds: int,
+    cluster: Cluster | None,
+    say: Say,
 ) -> Iterator[Figure]:
-    """Single reports of known nodes, on SQLite or (with a cluster) on PostgreSQL, server and control in turn."""
+    """Single reports of known nodes, on SQLite or (with a cluster) on PostgreSQL, server and control in turn.
+
+    `about`: which reports, after "reports of 8 GPUs".
+    """
     kind = "sqlite" if cluster is None else "postgresql"
     warm = reports // 8
     plan = [(number % warm, past_hour(12) + number // warm) for number in range(warm + reports)]
     ours: list[Taken] = []
     theirs: list[Taken] = []
     for number in range(rounds):
-        say(f"{_NAMES[kind]}: one by one", number / rounds)
+        say(f"{_NAMES[kind]}: one by one, {about}", number / rounds)
         place = folder / f"{kind}-{number}"
         place.mkdir()
         with control(str(place / "control.db") if cluster is None else cluster.create()) as (port, pid):
@@ -118,16 +127,19 @@ def beside_control(
     own, other = (sorted(runs, key=lambda run: run.rate)[len(runs) // 2] for runs in (ours, theirs))
     cpu, control_cpu = (min(run.cpu_us for run in runs) for runs in (ours, theirs))
     size = len(template.body(*plan[0])[1])
-    about = f"reports of {GPUS} GPUs ({size:,} B), one process, {_NAMES[kind]}"
+    what = f"{_NAMES[kind]}, {size / 1000:.1f} kB"
     notes = (
         own.told("the server"), other.told("the control"),
         f"{rounds} rounds each in turn: {reports:,} reports, eight hours of {warm:,} nodes that are known from an hour before;"
         f" {CONNECTIONS} connections; rates are medians, CPU the best",
     )  # fmt: skip
-    yield Figure(f"{about}: stored and answered", 1000, own.rate, "a second", 0, notes, at_least=True)
+    yield Figure(
+        f"reports of {GPUS} GPUs, {about} ({size:,} B), one process, {_NAMES[kind]}: stored and answered",
+        1000, own.rate, "a second", 0, notes, at_least=True,
+    )  # fmt: skip
     share = own.rate / other.rate
-    yield Figure(f"{_NAMES[kind]}: rate beside the control's", 0.7, share, "× of it", 2, at_least=True)
-    yield Figure(f"{_NAMES[kind]}: CPU beside the control's", 1.4, cpu / control_cpu, "× of it", 2,
+    yield Figure(f"{what}: rate beside the control's", 0.7, share, "× of it", 2, at_least=True)
+    yield Figure(f"{what}: CPU beside the control's", 1.4, cpu / control_cpu, "× of it", 2,
                  (f"{cpu:.0f} µs a report beside {control_cpu:.0f} µs",))  # fmt: skip
 
 
