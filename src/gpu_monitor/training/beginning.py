@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import itertools
 import logging
@@ -101,4 +100,7 @@ _begun = itertools.count()
 
 def _next_key() -> str | None:
     key, number = shared_key(), next(_begun)
-    return None if key is None else hashlib.sha256(f"{key} {number}".encode()).hexdigest()
+    if key is None:
+        return None
+    hashing = importlib.import_module("hashlib")  # OpenSSL's takes 4 MB, and few need it
+    return str(hashing.sha256(f"{key} {number}".encode()).hexdigest())

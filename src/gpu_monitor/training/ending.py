@@ -14,8 +14,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
-from types import FrameType, TracebackType
+from types import FrameType, ModuleType, TracebackType
 from typing import Any, Protocol
 
 LONGEST_REASON = 2_000
@@ -78,6 +77,8 @@ class ProcessEnd:
         self._is_installed = False
         self._is_registered = False
         self._before: dict[str, Any] = {}
+        """What each hook of ours, in place or chained to by others, was put on top of."""
+        self._quitters = {name: _Quitter(name, self) for name in ("exit", "quit")}
 
     def watch(self, ending: Ending) -> None:
         """Tell `ending` how the process ends, until `forget`."""
@@ -103,60 +104,65 @@ class ProcessEnd:
             self._uninstall()
 
     def _install(self) -> None:
+        """Put the hooks on top of what is there; one that others have chained to meanwhile is in place already."""
         self._is_installed = True
         self._ended = self._exit = None
-        self._before = {"excepthook": sys.excepthook, "exit": sys.exit}
-        sys.excepthook = self._on_exception
-        sys.exit = self._on_exit  # type: ignore[assignment]
-        for name in ("exit", "quit"):
-            if (given := getattr(builtins, name, None)) is not None:
-                self._before[name] = given
-                setattr(builtins, name, _Quitter(given, self._note_exit))
         if threading.current_thread() is threading.main_thread():
             self._outermost = _outermost_frame()
-            found = signal.getsignal(signal.SIGTERM)
-            if found is not None and found is not signal.SIG_IGN:
-                self._before["sigterm"] = found
+        for place, name, ours in self._places():
+            key = f"{place.__name__}.{name}"
+            if key not in self._before and (given := getattr(place, name, None)) is not None:
+                self._before[key] = given
+                setattr(place, name, ours)
+        if "SIGTERM" not in self._before and threading.current_thread() is threading.main_thread():
+            handler = signal.getsignal(signal.SIGTERM)
+            if handler is not None and handler is not signal.SIG_IGN:
+                self._before["SIGTERM"] = handler
                 signal.signal(signal.SIGTERM, self._on_term)
 
     def _uninstall(self) -> None:
+        """Take away the hooks that are on top; others stay, and pass on what they hear."""
         self._is_installed = False
-        before, self._before = self._before, {}
-        if sys.excepthook == self._on_exception:
-            sys.excepthook = before["excepthook"]
-        if sys.exit == self._on_exit:
-            sys.exit = before["exit"]
-        for name in ("exit", "quit"):
-            if name in before and isinstance(getattr(builtins, name, None), _Quitter):
-                setattr(builtins, name, before[name])
-        is_main = threading.current_thread() is threading.main_thread()
-        if "sigterm" in before:
-            if is_main and signal.getsignal(signal.SIGTERM) == self._on_term:
-                signal.signal(signal.SIGTERM, before["sigterm"])
-            else:
-                # Somebody chained to it, or this is no main thread: it stays, and passes everything on.
-                self._before["sigterm"] = before["sigterm"]
-        self._before.setdefault("excepthook", before["excepthook"])
-        self._before.setdefault("exit", before["exit"])
         self._outermost = None
+        for place, name, ours in self._places():
+            key = f"{place.__name__}.{name}"
+            if key in self._before and getattr(place, name, None) == ours:
+                setattr(place, name, self._before.pop(key))
+        is_main = threading.current_thread() is threading.main_thread()
+        if "SIGTERM" in self._before and is_main and signal.getsignal(signal.SIGTERM) == self._on_term:
+            signal.signal(signal.SIGTERM, self._before.pop("SIGTERM"))
+
+    def _places(self) -> list[tuple[ModuleType, str, Any]]:
+        """Where the hooks of the interpreter are, and ours for each."""
+        return [
+            (sys, "excepthook", self._on_exception),
+            (sys, "exit", self._on_exit),
+            (builtins, "exit", self._quitters["exit"]),
+            (builtins, "quit", self._quitters["quit"]),
+        ]
 
     def _on_exception(
         self, kind: type[BaseException], error: BaseException, trace: TracebackType | None
     ) -> None:
         if self._watched:
             self._ended = of_exception(error)
-        self._before["excepthook"](kind, error, trace)
+        self._before["sys.excepthook"](kind, error, trace)
 
     def _on_exit(self, code: object = None, /) -> None:
-        self._note_exit(code)
-        self._before["exit"](code)
+        self.note_exit(code)
+        self._before["sys.exit"](code)
 
-    def _note_exit(self, code: object) -> None:
+    def before(self, key: str) -> Any:
+        """What one of our hooks was put on top of."""
+        return self._before[key]
+
+    def note_exit(self, code: object) -> None:
+        """Somebody asked for the end of the program; that counts where nobody catches it."""
         if threading.current_thread() is threading.main_thread():
             self._exit = (code,)
 
     def _on_term(self, number: int, frame: FrameType | None) -> None:
-        before = self._before.get("sigterm", signal.SIG_DFL)
+        before = self._before.get("SIGTERM", signal.SIG_DFL)
         if callable(before):
             if self._watched:
                 self._ended = ("stopped", {"signal": number})
@@ -211,16 +217,15 @@ class ProcessEnd:
 class _Quitter:
     """`exit` and `quit` as they were, with the code taken down first."""
 
-    def __init__(self, given: Callable[..., Any], note: Callable[[object], None]) -> None:
-        self._given = given
-        self._note = note
+    def __init__(self, name: str, end: ProcessEnd) -> None:
+        self._name, self._end = name, end
 
     def __repr__(self) -> str:
-        return repr(self._given)
+        return repr(self._end.before(f"builtins.{self._name}"))
 
     def __call__(self, code: object = None) -> None:
-        self._note(code)
-        self._given(code)
+        self._end.note_exit(code)
+        self._end.before(f"builtins.{self._name}")(code)
 
 
 def _outermost_frame() -> FrameType | None:

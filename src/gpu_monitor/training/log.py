@@ -53,6 +53,7 @@ class SegmentWriter:
         self._waiting_bytes = 0
         self._is_writing = False
         self._is_dirty = False
+        self._is_full = False
         self._is_over = False
         self._wake = threading.Event()
         self._closed = threading.Event()
@@ -109,6 +110,8 @@ class SegmentWriter:
             self._fail(error)
         finally:
             self._is_writing = False
+        if not self._waiting:
+            self._is_full = False
         return not self._waiting
 
     def last_words(self, line: bytes) -> None:
@@ -133,15 +136,18 @@ class SegmentWriter:
             thread.join(timeout)
         with self.lock:
             self.drain()
+            if self._file >= 0:
+                try:
+                    if os.fstat(self._file).st_nlink == 0:
+                        self._restore(self._file)
+                    _sync(self._file)
+                except OSError as error:
+                    self._fail(error)
             self._is_over = True
-            self.lost += len(self._waiting)
+            self.lost += sum(line.count(b"\n") for line in self._waiting)
             self._waiting.clear()
             file, self._file = self._file, -1
         if file >= 0:
-            try:
-                _sync(file)
-            except OSError as error:
-                self._fail(error)
             os.close(file)
 
     def abandon(self) -> None:
@@ -155,12 +161,13 @@ class SegmentWriter:
         self._closed.set()
 
     def _keep(self, line: bytes, is_needed: bool) -> None:
-        fits = self._waiting_bytes + len(line) <= WAITING_BYTES
-        if not self._is_over and (is_needed or fits):
+        if self._waiting_bytes + len(line) > WAITING_BYTES:
+            self._is_full = True  # until all of it is written: what is kept has no gaps
+        if not self._is_over and (is_needed or not self._is_full):
             self._waiting.append(line)
             self._waiting_bytes += len(line)
         else:
-            self.lost += 1
+            self.lost += line.count(b"\n")
 
     def _open(self) -> bool:
         """Make the file and its folder, and lock it; whether that worked."""
@@ -213,7 +220,8 @@ class SegmentWriter:
             self._in_sync = os.dup(self._file)
         try:
             if os.fstat(self._in_sync).st_nlink == 0:
-                self._restore()
+                self._restore(self._in_sync)
+                self._rouse()
             else:
                 _sync(self._in_sync)
         except OSError as error:
@@ -226,21 +234,20 @@ class SegmentWriter:
         if not is_done:
             self._rouse()
 
-    def _restore(self) -> None:
+    def _restore(self, source: int) -> None:
         """The file was deleted under the training: what it holds is copied into a new one of its name."""
         self._tell("gone", f"{self.path} was deleted while the training ran; it is put back with all it held")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         new = os.open(self.path, _FLAGS, 0o644)
         _hold(new)
         try:
-            done = _copy(self._in_sync, new, 0)
+            done = _copy(source, new, 0)
             with self.lock:
-                _copy(self._in_sync, new, done)
+                _copy(source, new, done)
                 if self._file < 0:
                     return
                 old, self._file, new = self._file, new, -1
                 os.close(old)
-            _sync(self._file)
         finally:
             if new >= 0:
                 os.close(new)

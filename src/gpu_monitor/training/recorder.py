@@ -39,6 +39,9 @@ MOST_AT_ONCE = 4_000
 _MOST_SETS = 4_096
 """Different combinations of metrics that get a number; beyond it each metric is written alone."""
 _MOST_SHOWN = 500
+_EXACT = 1 << 53
+"""Whole numbers up to this size are the same as floats."""
+_MOST_STEP = 1 << 63
 
 
 @dataclass(frozen=True)
@@ -145,24 +148,25 @@ class Recorder:
         try:
             numbers = list(values.values())
             for value in numbers:
-                if type(value) is not float:
-                    return self._log_slowly(values, step, more)
-            total = sum(numbers)  # type: ignore[arg-type]  # all are floats
-        except (AttributeError, TypeError):
+                kind = type(value)
+                if kind is not float and (kind is not int or not -_EXACT < value < _EXACT):  # type: ignore[operator]
+                    numbers = [number_in(one) for one in numbers]
+                    break
+            total = sum(numbers)  # type: ignore[arg-type]  # raises where one is none
+        except (AttributeError, TypeError, OverflowError):
             return self._log_slowly(values, step, more)
-        if total - total != 0 or more is not None or (step is not None and type(step) is not int):
+        if total - total != 0 or more is not None:
+            return self._log_slowly(values, step, more)
+        if step is not None and (type(step) is not int or not -_MOST_STEP <= step < _MOST_STEP):
             return self._log_slowly(values, step, more)
         at = round((self._now() - self.started) * 1000)
         with self._lock:
             number = self._sets.get(tuple(values))
             if number is not None and not self._not_finite and not self.is_over:
                 if step is None:
-                    step = 0 if self._step is None else self._step + 1
-                try:
-                    body = _encode(["p", at, step, number, numbers])[:-1]
-                except OverflowError:
-                    return self._log_slowly(values, step, more)
+                    step = self._next(None)
                 self._step = step
+                body = _encode(["p", at, step, number, numbers])[:-1]
                 self.writer.write(b'%b,"%08x"]\n' % (body, _crc32(body)))
                 return None
         return self._log_slowly(values, step, more)
@@ -205,7 +209,7 @@ class Recorder:
     def _next(self, more: Mapping[str, Any] | None) -> int:
         if self._step is None:
             return 0
-        return self._step + 1 if more is None else self._step
+        return min(self._step + 1, _MOST_STEP - 1) if more is None else self._step
 
     def _write_points(self, chosen: Mapping[str, Number], step: int, more: Mapping[str, Any] | None) -> None:
         at = self.at()

@@ -17,6 +17,7 @@ _DEEPEST = 16
 _LONGEST_TEXT = 65_536
 """Characters of one text within parameters."""
 Number = float | int
+_NO_NUMBERS = (str, bytes, bytearray, complex, dict, list, tuple, set)
 
 
 def number_in(value: object) -> Number | None:
@@ -26,11 +27,11 @@ def number_in(value: object) -> Number | None:
     (float16, bfloat16, decimals, fractions). Texts never do. Foreign code is asked for it, so anything may go
     wrong there: that is None, too.
     """
-    if type(value) is float:
-        return value
+    if isinstance(value, float):
+        return float(value)
     if isinstance(value, int):
         return _whole(value)
-    if value is None or isinstance(value, (str, bytes, bytearray, complex, Mapping, list, tuple, set)):
+    if value is None or isinstance(value, _NO_NUMBERS):
         return None
     try:
         found: Number | None = call_foreign(_asked, value)
