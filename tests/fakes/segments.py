@@ -43,7 +43,9 @@ def make(
     return path
 
 
-def add_blob(path: Path, content: bytes, name: str = "picture", file: str | None = None) -> str:
+def add_blob(
+    path: Path, content: bytes, name: str = "picture", file: str | None = None, kind: str = "image"
+) -> str:
     """A file beside a segment and the record that names it; its digest."""
     sha256 = hashlib.sha256(content).hexdigest()
     place = path.parent / (file or f"media/{sha256[:16]}.bin")
@@ -56,5 +58,5 @@ def add_blob(path: Path, content: bytes, name: str = "picture", file: str | None
         "file": str(place.relative_to(path.parent)),
     }
     with path.open("ab") as out:
-        out.write(line("m", 5, 1, "image", name, more))
+        out.write(line("m", 5, 1, kind, name, more))
     return sha256

@@ -366,6 +366,23 @@ def test_a_file_that_cannot_go_holds_nothing_up(
     assert shelf.count("PUT", "blobs") == 0
 
 
+def test_a_checkpoint_that_its_policy_removed_is_no_problem(
+    shelf: Shelf, server: ExperimentServer, tmp_path: Path
+) -> None:
+    path = make(tmp_path)
+    checkpoint = add_blob(path, b"weights", file="checkpoints/epoch-0001.bin", kind="checkpoint")
+    picture = add_blob(path, b"pixels", file="media/x.png")
+    for gone in ("checkpoints/epoch-0001.bin", "media/x.png"):
+        (path.parent / gone).unlink()
+    blobs = BlobSender(server)
+    sender = SegmentSender(server, blobs, path)
+    while sender.step() is not None:
+        pass
+    assert shelf.held("e1", "seg-a0000000") == path.read_bytes()
+    assert list(blobs.problems) == [picture]
+    assert checkpoint not in shelf.blobs
+
+
 @pytest.mark.parametrize("file", ["../secret", "/etc/hostname", "media/../../secret", "a\\b", ""])
 def test_a_record_names_no_file_outside_its_experiment(
     file: str, shelf: Shelf, server: ExperimentServer, tmp_path: Path

@@ -21,11 +21,12 @@ _PLAIN = (
 
 @dataclass(frozen=True)
 class Blob:
-    """A file of an experiment. `path`: where it should lie."""
+    """A file of an experiment. `path`: where it should lie. `may_go`: a policy may have removed it since."""
 
     sha256: str
     size: int
     path: Path
+    may_go: bool = False
 
 
 def blob_of(record: Media, folder: Path) -> Blob | None:
@@ -39,7 +40,7 @@ def blob_of(record: Media, folder: Path) -> Blob | None:
     parts = PurePosixPath(file).parts
     if not parts or file.startswith("/") or ".." in parts or "\\" in file or "\0" in file:
         return None
-    return Blob(sha256, size, folder.joinpath(*parts))
+    return Blob(sha256, size, folder.joinpath(*parts), may_go=record.kind == "checkpoint")
 
 
 def open_plain(path: Path, within: Path | None = None) -> int:
@@ -74,13 +75,14 @@ class BlobSender:
         self._offset = 0
         self._limit = RECORD_BYTES
         self._jumps = 0
+        self._gone: set[str] = set()
         self.problems: dict[str, str] = {}
         self.sent_bytes = 0
         self.sent_files = 0
 
     def is_settled(self, blob: Blob) -> bool:
         """Whether the server holds it, or it cannot be sent at all."""
-        return blob.sha256 in self._held or blob.sha256 in self.problems
+        return blob.sha256 in self._held or blob.sha256 in self.problems or blob.sha256 in self._gone
 
     def step(self, blob: Blob, folder: Path) -> Told:
         """One request for a blob that is not settled; HELD once it is. `folder`: the experiment's, which it lies in."""
@@ -97,6 +99,10 @@ class BlobSender:
         try:
             descriptor = open_plain(blob.path, folder)
         except OSError as error:
+            if blob.may_go and isinstance(error, FileNotFoundError):
+                self._gone.add(blob.sha256)
+                self._blob = None
+                return Told(Meaning.HELD, text=f"{blob.path.name} was removed before it was sent")
             return self._leave(blob, f"{blob.path.name} cannot be read: {error.strerror or error}")
         try:
             if os.fstat(descriptor).st_size != blob.size:
