@@ -190,6 +190,7 @@ def test_a_card_that_hangs_does_not_hold_up_the_rest(recorder: Recorder, card: S
         count = len(series(recorder.folder)["gpu/1/temperature"][1])
         until(recorder, lambda folder: len(series(folder)["gpu/1/temperature"][1]) > count + 1, 60.0)
         card.release(0)
+    assert "system/memory_used" in series(recorder.folder)
 
 
 def test_a_child_that_is_killed_is_started_again_a_few_times(recorder: Recorder) -> None:
