@@ -11,7 +11,7 @@ from typing import TextIO
 from gpu_monitor.cli.consent import agrees
 from gpu_monitor.cli.options import Formatter
 from gpu_monitor.cli.output import json_text, note
-from gpu_monitor.cli.server_database import add_place, opened
+from gpu_monitor.cli.server_database import add_place, files_folder, opened
 from gpu_monitor.cli.server_forget import add_forget, forget
 from gpu_monitor.config.server import load_server
 from gpu_monitor.core.clock import SystemClock
@@ -19,11 +19,13 @@ from gpu_monitor.core.errors import EXIT_DONE, EXIT_FAILED, UsageError
 from gpu_monitor.server.store.backup import (
     Progress,
     back_up,
+    missing_after,
     restore_postgresql,
     restore_sqlite,
     verify_copy,
 )
-from gpu_monitor.server.store.check import CheckReport, check
+from gpu_monitor.server.store.blob_files import copy_files, count_files, file_faults
+from gpu_monitor.server.store.check import CheckReport, Difference, check
 from gpu_monitor.server.store.url import parse_url, shown
 
 EXAMPLES = """examples:
@@ -48,6 +50,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     backup = actions.add_parser("backup", help="copy the database into one file, and verify the copy")
     backup.add_argument("file", metavar="FILE", type=Path, help="where to (not over another file)")
+    backup.add_argument(
+        "--files", metavar="DIR", type=Path,
+        help="copy the files of experiments into this folder, too: those that it lacks, each verified",
+    )  # fmt: skip
     restore = actions.add_parser("restore", help="put a copy in the place of the database")
     restore.add_argument("file", metavar="FILE", type=Path, help="what gpu_monitor server backup made")
     restore.add_argument("--yes", action="store_true", default=False, help="do not ask before overwriting")
@@ -70,16 +76,23 @@ def _backup(args: argparse.Namespace) -> int:
     target = args.file.expanduser().absolute()
     if target.exists():
         raise UsageError(f"{target} is there already", "Name a new file; a copy never replaces another.")
+    folder, progress = files_folder(args), _progress(sys.stderr)
     with opened(args) as store:
-        copy = back_up(store, target, SystemClock(), _progress(sys.stderr))
+        copy = back_up(store, target, SystemClock(), progress)
+        named, copied = count_files(store.read), None
+        if args.files is not None:
+            # After the database: what its copy names is in the folder, whatever came meanwhile.
+            aside = args.files.expanduser().absolute()
+            copied = copy_files(store.read, folder, aside, lambda done, total: progress("files", done, total))
     if args.json:
-        print(
-            json_text(
-                {"file": str(copy.path), "bytes": copy.size, "receipts": copy.receipts, "rows": copy.rows}
-            )
-        )
-    else:
-        print(f"{copy.path}: {copy.size} bytes, {copy.receipts} reports with {copy.rows} rows, verified")
+        found = {"file": str(copy.path), "bytes": copy.size, "receipts": copy.receipts, "rows": copy.rows}
+        print(json_text({**found, "files": named.count, "files_copied": copied and copied.count}))
+        return EXIT_DONE
+    print(f"{copy.path}: {copy.size} bytes, {copy.receipts} reports with {copy.rows} rows, verified")
+    if copied is not None:
+        print(f"{args.files}: {named.count} files of experiments, {copied.count} of them new, verified")
+    elif named.count:
+        print(f"not in it: {named.count} files of experiments, {named.bytes} bytes in {folder} (--files DIR)")
     return EXIT_DONE
 
 
@@ -99,13 +112,17 @@ def _restore(args: argparse.Namespace) -> int:
     else:
         kept = restore_sqlite(url, source, clock)
     assert report is not None
+    folder = settings.directory / settings.blobs_directory
+    missing = missing_after(url, folder)
     if args.json:
         found = {"database": shown(url), "receipts": report.receipts, "rows": report.rows}
-        print(json_text({**found, "kept": None if kept is None else str(kept)}))
+        print(json_text({**found, "kept": None if kept is None else str(kept), "files_missing": missing}))
         return EXIT_DONE
     print(f"{shown(url)}: {report.receipts} reports with {report.rows} rows are back")
     if kept is not None:
         print(f"what was there before is kept in {kept}")
+    if missing:
+        print(f"{missing} files of experiments are not in {folder}: copy them back into it")
     return EXIT_DONE
 
 
@@ -113,28 +130,35 @@ def _check(args: argparse.Namespace) -> int:
     progress = _progress(sys.stderr)
     with opened(args) as store:
         report = check(store.read, SystemClock(), lambda done, total: progress("checked", done, total))
+        files = count_files(store.read).count
+        faults = file_faults(
+            store.read, files_folder(args), lambda done, total: progress("files", done, total)
+        )
+        report.add(Difference(fault) for fault in faults)
         name = str(store)
     if args.json:
-        print(json_text(_as_json(name, report), indent=1))
+        print(json_text(_as_json(name, report, files), indent=1))
     else:
-        _print(name, report, sys.stdout)
+        _print(name, report, files, sys.stdout)
     return EXIT_FAILED if report.count else EXIT_DONE
 
 
-def _as_json(name: str, report: CheckReport) -> dict[str, object]:
+def _as_json(name: str, report: CheckReport, files: int) -> dict[str, object]:
     differences = [{**asdict(found), "period": found.period} for found in report.differences]
-    counts = {"receipts": report.receipts, "rows": report.rows, "differences": report.count}
+    counts = {"receipts": report.receipts, "rows": report.rows, "segments": report.segments, "files": files}
+    counts["differences"] = report.count
     return {"database": name, "ok": not report.count, **counts, "differs": differences}
 
 
-def _print(name: str, report: CheckReport, stream: TextIO) -> None:
+def _print(name: str, report: CheckReport, files: int, stream: TextIO) -> None:
     for found in report.differences[:_SHOWN]:
         place = f"{found.node or '-'} {found.period}: " if found.period else ""
         print(f"{place}{found.what}", file=stream)
     if report.count > _SHOWN:
         print(f"... and {report.count - _SHOWN} more (--json lists up to 1000)", file=stream)
     verdict = f"{report.count} DIFFERENCES" if report.count else "all as it was written"
-    print(f"{name}: {report.receipts} reports with {report.rows} rows: {verdict}", file=stream)
+    runs = f", {report.segments} segments of experiments, {files} files" if report.segments or files else ""
+    print(f"{name}: {report.receipts} reports with {report.rows} rows{runs}: {verdict}", file=stream)
 
 
 def _progress(stream: TextIO) -> Progress:

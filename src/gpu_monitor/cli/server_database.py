@@ -43,6 +43,12 @@ def opened(args: argparse.Namespace, may_make: bool = False) -> Iterator[Store]:
         yield store
 
 
+def files_folder(args: argparse.Namespace) -> Path:
+    """The folder with the files of experiments (BLOBS_DIRECTORY)."""
+    settings = load_server({"database_url": args.database}, args.directory)
+    return settings.directory / settings.blobs_directory
+
+
 def actor() -> str:
     """Who works on this command line, for the audit log."""
     try:

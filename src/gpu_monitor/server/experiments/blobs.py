@@ -23,6 +23,7 @@ from typing import Any
 
 from gpu_monitor.core.clock import Clock
 from gpu_monitor.core.errors import StorageError, StorageFull
+from gpu_monitor.server.store.blob_files import blob_path
 from gpu_monitor.server.store.blob_rows import bytes_of, held_by, hold, is_held, want
 from gpu_monitor.server.store.engine import Store
 from gpu_monitor.storage.locks import FileLock
@@ -92,7 +93,7 @@ class BlobStore:
 
     def path_of(self, sha256: str) -> Path:
         """Where a whole file lies."""
-        return self.folder / sha256[:2] / sha256
+        return blob_path(self.folder, sha256)
 
     def state(self, contract: int, sha256: str) -> BlobState:
         """How far it is; whoever is told that it is whole has time to name it."""
@@ -246,7 +247,7 @@ class BlobStore:
         """Be the only one, of all processes, who changes files whose digest begins like this one."""
         folder = self.folder / "incoming"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = FileLock(folder / f"lock-{sha256[:2]}", self._clock)
+        lock = FileLock(folder / f"lock-{sha256[:2]}")  # by the real clock, as the other processes
         lock.acquire(_LOCK_SECONDS)
         try:
             yield

@@ -21,6 +21,7 @@ from sqlalchemy.engine import URL
 from gpu_monitor.core.clock import Clock
 from gpu_monitor.core.errors import StorageBusy, StorageCorrupt, StorageError, StorageForeign, StorageFull
 from gpu_monitor.core.times import format_time
+from gpu_monitor.server.store.blob_files import missing_files
 from gpu_monitor.server.store.check import CheckReport, check
 from gpu_monitor.server.store.engine import Store, looking_engine, open_store, postgresql_engine
 from gpu_monitor.server.store.faults import sqlite_fault, told
@@ -263,6 +264,21 @@ def restore_postgresql(url: URL, source: Path, clock: Clock, progress: Progress)
         report = check(store.read, clock, lambda done, total: progress("checked", done, total))
         _refuse_different(report, str(store))
         return report
+
+
+def missing_after(url: URL, folder: Path) -> int:
+    """How many files that a restored database names are not in `folder`; 0 where its tables are older than files."""
+    if url.get_backend_name() == "postgresql":
+        with contextlib.closing(open_store(url)) as store:
+            return missing_files(store.read, folder)
+    engine = looking_engine(Path(str(url.database)))
+    try:
+        with told(engine.url), engine.connect() as connection:
+            if not is_current(stored_version(connection, shown(url))):
+                return 0
+            return missing_files(lambda: contextlib.nullcontext(connection), folder)
+    finally:
+        engine.dispose()
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from sqlalchemy import ColumnElement, Connection, Select, Table, and_, exists, f
 from gpu_monitor.core.clock import Clock
 from gpu_monitor.core.times import format_time
 from gpu_monitor.server.store import digest
+from gpu_monitor.server.store.check_experiments import point_faults, segment_faults
 from gpu_monitor.server.store.digest import GpuPart, fact_digest, row_digest
 from gpu_monitor.server.store.retention import oldest_hour
 from gpu_monitor.server.store.schema import (
@@ -61,6 +62,7 @@ class CheckReport:
 
     receipts: int = 0
     rows: int = 0
+    segments: int = 0
     count: int = 0
     differences: list[Difference] = field(default_factory=list)
 
@@ -73,7 +75,7 @@ class CheckReport:
 
 
 def check(read: Read, clock: Clock, progress: Progress | None = None) -> CheckReport:
-    """Compare every receipt's digest with one over the rows read back, and every fact with its own.
+    """Compare every receipt's digest with one over the rows read back, and every fact and segment with its own.
 
     `read` opens a snapshot; each batch asks for one, so that a server beside it is not held up. Hours that are
     past their age are left out: a running server takes their rows and receipts away one after the other.
@@ -101,6 +103,11 @@ def check(read: Read, clock: Clock, progress: Progress | None = None) -> CheckRe
     with read() as connection:
         connection.execute(select(receipts.c.id).limit(1)).first()
         report.add(_without_receipt(connection, oldest_hour(clock.now())))
+    for fault in segment_faults(read):
+        report.segments += 1
+        if fault is not None:
+            report.add([Difference(fault)])
+    report.add(Difference(fault) for fault in point_faults(read))
     return report
 
 

@@ -31,6 +31,8 @@ REMOVAL_LOCK = 0x6770756D6578
 _OWN = (texts, params, tags, notes, captures, run_alerts, models)
 _DAY = 86400
 _NAMES = 500
+_CHUNKS = 50
+"""Of a segment's bytes in one transaction: each may have a MiB."""
 
 
 class _NotOurs(Exception):
@@ -49,8 +51,11 @@ def mark_removed(connection: Connection, experiment: int, now: float) -> None:
     )
 
 
-def finish_removals(store: Store, now: float, stop: threading.Event | None = None) -> list[str]:
-    """Take out the rows of deleted experiments; the digests of files that nobody holds any more."""
+def finish_removals(
+    store: Store, now: float, stop: threading.Event | None = None, batch: int = BATCH
+) -> list[str]:
+    """Take out the rows of deleted experiments, at most `batch` in one transaction; the digests of files that nobody
+    holds any more."""
     gone: list[str] = []
     with store.read() as connection:
         asked = select(experiments.c.id).where(
@@ -59,7 +64,7 @@ def finish_removals(store: Store, now: float, stop: threading.Event | None = Non
         left = list(connection.execute(asked).scalars())
     for number in left:
         try:
-            for digests in _take_out(store, number, now, stop):
+            for digests in _take_out(store, number, now, stop, batch):
                 gone += digests
         except _NotOurs:
             break
@@ -68,7 +73,9 @@ def finish_removals(store: Store, now: float, stop: threading.Event | None = Non
     return gone
 
 
-def _take_out(store: Store, experiment: int, now: float, stop: threading.Event | None) -> Iterator[list[str]]:
+def _take_out(
+    store: Store, experiment: int, now: float, stop: threading.Event | None, batch: int
+) -> Iterator[list[str]]:
     """Delete what belongs to an experiment, its segments last: by them one that was not finished is known."""
     with store.read() as connection:
         of_series = select(series.c.id).where(series.c.experiment == experiment)
@@ -76,11 +83,11 @@ def _take_out(store: Store, experiment: int, now: float, stop: threading.Event |
         of_segments = select(segments.c.id).where(segments.c.experiment == experiment)
         chunked = list(connection.execute(of_segments).scalars())
     for number in numbers:
-        yield from _all(store, points, points.c.series == number, stop)
+        yield from _all(store, points, points.c.series == number, stop, batch)
     for number in chunked:
-        yield from _all(store, segment_chunks, segment_chunks.c.segment == number, stop, BATCH // 100)
+        yield from _all(store, segment_chunks, segment_chunks.c.segment == number, stop, _CHUNKS)
     for table in (*_OWN, series):
-        yield from _all(store, table, table.c.experiment == experiment, stop)
+        yield from _all(store, table, table.c.experiment == experiment, stop, batch)
     while stop is None or not stop.is_set():
         with store.write() as connection:
             _refuse_others(connection)
@@ -91,15 +98,15 @@ def _take_out(store: Store, experiment: int, now: float, stop: threading.Event |
             which = media.c.experiment == experiment
             if named:
                 which &= media.c.sha256.in_([bytes.fromhex(one) for one in named])
-            count = delete_some(connection, media, which)
+            count = delete_some(connection, media, which, batch)
             yield take_unnamed(connection, now, named) if named else []
-        if not named and count < BATCH:
+        if not named and count < batch:
             break
-    yield from _all(store, segments, segments.c.experiment == experiment, stop)
+    yield from _all(store, segments, segments.c.experiment == experiment, stop, batch)
 
 
 def _all(
-    store: Store, table: Table, which: ColumnElement[bool], stop: threading.Event | None, most: int = BATCH
+    store: Store, table: Table, which: ColumnElement[bool], stop: threading.Event | None, most: int
 ) -> Iterator[list[str]]:
     """Delete all rows that `which` means, a batch a transaction; _NotOurs where another process is at it."""
     while stop is None or not stop.is_set():
@@ -141,10 +148,10 @@ def _thin(store: Store, number: int, now: float, stop: threading.Event | None) -
         chunked = list(connection.execute(of_segments).scalars())
     for one, ordinals in kept:
         which = (points.c.series == one) & points.c.ordinal.not_in(ordinals)
-        for _ in _all(store, points, which, stop):
+        for _ in _all(store, points, which, stop, BATCH):
             pass
     for segment in chunked:
-        for _ in _all(store, segment_chunks, segment_chunks.c.segment == segment, stop, BATCH // 100):
+        for _ in _all(store, segment_chunks, segment_chunks.c.segment == segment, stop, _CHUNKS):
             pass
     if stop is not None and stop.is_set():
         return

@@ -188,7 +188,7 @@ class Additions:
         """Write everything."""
         rows = rows_of(self.connection)
         if self.points:
-            self.points.sort(key=lambda point: point[:3])  # as the tree has them
+            self.points.sort()  # as the tree has them: by series, step and ordinal
             rows.insert(points, _POINTS, self.points)
         save(rows, SeriesRow, self.changed.values())
         of = "experiment"

@@ -165,11 +165,12 @@ series = Table(
 points = Table(
     "points",
     metadata,
-    Column("series", BigId, nullable=False),
+    # The widest first: PostgreSQL fills up to the width of what follows.
     Column("step", BigInteger, nullable=False),
-    Column("ordinal", BigInteger, nullable=False),  # counts the series' points from 0, as they came
     Column("time", Double, nullable=False),
     Column("value", Double),
+    Column("series", Integer, nullable=False),
+    Column("ordinal", Integer, nullable=False),  # counts the series' points from 0, as they came
     Column("special", SmallInteger),  # NAN, INFINITY, MINUS_INFINITY
     PrimaryKeyConstraint("series", "step", "ordinal"),
     sqlite_with_rowid=False,  # read by series and step: one tree, not two

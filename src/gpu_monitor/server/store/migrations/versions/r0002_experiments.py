@@ -72,11 +72,11 @@ def upgrade() -> None:
     )
     op.create_table(
         "points",
-        sa.Column("series", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
         sa.Column("step", sa.BigInteger(), nullable=False),
-        sa.Column("ordinal", sa.BigInteger(), nullable=False),
         sa.Column("time", sa.Double(), nullable=False),
         sa.Column("value", sa.Double(), nullable=True),
+        sa.Column("series", sa.Integer(), nullable=False),
+        sa.Column("ordinal", sa.Integer(), nullable=False),
         sa.Column("special", sa.SmallInteger(), nullable=True),
         sa.PrimaryKeyConstraint("series", "step", "ordinal"),
         sqlite_with_rowid=False,
