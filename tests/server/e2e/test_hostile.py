@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from gpu_monitor.wire.training import Alert, Capture, Media, Note, Text
 from tests.e2e.program import environment
 from tests.server.posts import HOUR, encode, headers_of, join, make_entry, make_report
 from tests.server.rig import PATIENCE, Server, pss_kib, serving
-from tests.server.runs import known_segments, parts
+from tests.server.runs import Segment, known_segments, parts
 
 MEMORY_KIB = 400 * 1024
 """A resting server takes 80 MB; what may be on its way at once is bounded to 64 MiB of bodies and 64 of work."""
@@ -167,3 +168,53 @@ def test_500_slow_uploads_keep_nobody_out(server: Server) -> None:
     finally:
         done.set()
         holder.join(PATIENCE)
+
+
+def test_an_experiment_of_long_texts_is_answered_by_the_piece(server: Server) -> None:
+    uploader = server.token("--contract", "12345", "--scope", "experiment:write")
+    long = "x" * 900_000
+    segment = Segment("run-1", "long", "p", HOUR * 3600.0)
+    for number in range(10):
+        segment.params(**{f"p{number}": long})
+        segment.add(Note(number, long)).add(Text(number, "stdout", long)).add(
+            Alert(number, "info", "t", long)
+        )
+        segment.add(Capture(number, {f"t{number}": long})).add(
+            Media(number, 1, "table", f"m{number}", {"data": long})
+        )
+        segment.add(Media(number, 1, "model", "net", {"sha256": "ab" * 32, "size": 1, "why": long}))
+    place = 0
+    for part in parts(segment.lines):
+        where = f"/api/experiments/run-1/segments/{segment.segment}?offset={place}"
+        assert server.ask("PUT", where, part, uploader).status == 200
+        place += len(part)
+    room = 4 << 20
+    whole = server.ask("GET", "/api/experiments/run-1")
+    assert whole.json["cut"] == ["params", "notes", "alerts", "facts"]
+    assert (
+        len(whole.json["params"]) == len(whole.json["notes"]) == len(whole.json["facts"]) == room // 900_000
+    )
+    compared = server.ask("GET", "/api/compare?ids=run-1")
+    assert (compared.json["cut"], len(compared.json["params"])) == (["params"], room // 900_000)
+    for path, name in (
+        ("experiments/run-1/media", "items"),
+        ("models/run-1", "items"),
+        ("registry/models/net", "items"),
+    ):
+        seen, after = 0, ""
+        while True:
+            page = server.ask("GET", f"/api/{path}?limit=1000{after}")
+            assert len(page.body) < 2 * room
+            seen += len(page.json[name])
+            if page.json["next"] is None:
+                break
+            after = f"&cursor={page.json['next']}"
+        assert seen == (20 if "media" in path else 10)
+    lines, before = 0, ""
+    while True:
+        page = server.ask("GET", f"/api/logs/run-1?limit=1000{before}")
+        lines += len(page.json["lines"])
+        if page.json["previous"] is None:
+            break
+        before = f"&before={page.json['previous']}"
+    assert lines == 10

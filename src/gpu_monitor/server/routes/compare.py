@@ -16,13 +16,14 @@ from gpu_monitor.server.routes.experiment_parts import the_experiment
 from gpu_monitor.server.store.comparison import (
     METRICS,
     ComparedMetric,
+    ComparedTag,
     Comparison,
     compare_metrics,
     compare_params,
     compare_tags,
 )
 from gpu_monitor.server.store.experiment_detail import MetricPoint
-from gpu_monitor.server.store.experiment_list import Experiment, experiment_fields, tags_of
+from gpu_monitor.server.store.experiment_list import Experiment, experiment_fields
 
 router = APIRouter(prefix="/api/compare", tags=["experiments"], dependencies=[Depends(refuse_unknown)])
 _EXPERIMENTS = 50
@@ -61,16 +62,23 @@ def compare(
     if len(wanted) > METRICS:
         raise invalid("names", f"at most {METRICS} metrics in one question")
     with state.store.read() as connection:
-        found = [the_experiment(connection, who, one) for one in meant]
+        meant_rows = [the_experiment(connection, who, one) for one in meant]
+        found = list({row.id: row for row in meant_rows}.values())
         rows = [row.id for row in found]
-        tags, now = tags_of(connection, rows), state.clock.now()
+        now = state.clock.now()
         of_metrics, left_out = compare_metrics(connection, rows, wanted or None, goals, step)
+        params, is_cut = compare_params(connection, rows)
+        tags, are_cut = compare_tags(connection, rows)
         whole = Comparison(
-            experiments=[Experiment(**experiment_fields(row, tags.get(row.id, {}), now)) for row in found],
-            params=[one for one in compare_params(connection, rows) if one.differs or not differing],
-            tags=[one for one in compare_tags(connection, rows) if one.differs or not differing],
+            experiments=[
+                Experiment(**experiment_fields(row, _tags(tags, place), now))
+                for place, row in enumerate(found)
+            ],
+            params=[one for one in params if one.differs or not differing],
+            tags=[one for one in tags if one.differs or not differing],
             metrics=of_metrics,
             left_out=left_out,
+            cut=[name for name, cut in (("params", is_cut), ("tags", are_cut)) if cut],
         )
     if wants_csv(request, format):
         header = ["kind", "name", "differs", *(one.id for one in whole.experiments)]
@@ -93,6 +101,11 @@ def _goals(given: list[str] | None) -> dict[str, Best]:
             raise invalid("best", "a metric's name, and :min or :max")
         found[name] = "min" if goal == "min" else "max"
     return found
+
+
+def _tags(compared: list[ComparedTag], place: int) -> dict[str, str]:
+    values = {one.name: one.values[place] for one in compared}
+    return {key: value for key, value in values.items() if value is not None}
 
 
 def _cells(whole: Comparison) -> Iterator[list[Any]]:

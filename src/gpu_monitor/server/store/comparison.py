@@ -7,16 +7,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
-from sqlalchemy import ColumnElement, Connection, func, select
+from sqlalchemy import ColumnElement, Connection, and_, func, select
 
 from gpu_monitor.core.compare import Best, best_is, differs
 from gpu_monitor.server.store.experiment_detail import Metric, MetricPoint, metric_of
-from gpu_monitor.server.store.experiment_list import Experiment, shown_value, tags_of
-from gpu_monitor.server.store.schema_experiments import params, points, series
+from gpu_monitor.server.store.experiment_list import Experiment, shown_value
+from gpu_monitor.server.store.room import fitting
+from gpu_monitor.server.store.schema_experiments import params, points, series, tags
 from gpu_monitor.server.store.values import raw_json, stamp
 
 METRICS = 500
 """Metrics of one comparison, where none is named."""
+_PARAMS = 5000
 
 
 class ComparedParam(msgspec.Struct, frozen=True):
@@ -53,37 +55,52 @@ class ComparedMetric(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Comparison(msgspec.Struct, frozen=True, kw_only=True):
-    """Experiments side by side, in the order in which they were named. `left_out`: metrics beyond what is shown."""
+    """Experiments side by side, in the order in which they were named.
+
+    `left_out`: metrics beyond what is shown. `cut` names what an answer had no room for: `params`, `tags`.
+    """
 
     experiments: list[Experiment]
     params: list[ComparedParam]
     tags: list[ComparedTag]
     metrics: list[ComparedMetric]
     left_out: int
+    cut: list[str]
 
 
-def compare_params(connection: Connection, rows: Sequence[int]) -> list[ComparedParam]:
-    """Every parameter that any of the experiments has, by name."""
-    query = select(params).where(params.c.experiment.in_(rows)).order_by(params.c.name)
-    held: dict[str, dict[int, str]] = {}
+def compare_params(connection: Connection, rows: Sequence[int]) -> tuple[list[ComparedParam], bool]:
+    """Every parameter that any of the experiments has, by name, and whether some were left out for want of room."""
+    length = func.sum(func.length(params.c.value))
+    sized = select(params.c.name, length).where(params.c.experiment.in_(rows)).group_by(params.c.name)
+    places = [(row[0], int(row[1])) for row in connection.execute(sized.order_by(params.c.name))]
+    names = fitting(places[:_PARAMS])
+    query = select(params).where(params.c.experiment.in_(rows), params.c.name.in_(names))
+    held: dict[str, dict[int, str]] = {name: {} for name in names}
     for row in connection.execute(query):
-        held.setdefault(row.name, {})[row.experiment] = row.value
+        held[row.name][row.experiment] = row.value
     found = []
     for name, written in held.items():
         texts = [written.get(row) for row in rows]
         values = [_Missing if text is None else json.loads(text) for text in texts]
         found.append(ComparedParam(name, differs(values), [raw_json(text) for text in texts]))
-    return found
+    return found, len(names) < len(places)
 
 
-def compare_tags(connection: Connection, rows: Sequence[int]) -> list[ComparedTag]:
-    """Every tag that any of the experiments has, by key."""
-    held = tags_of(connection, rows)
+def compare_tags(connection: Connection, rows: Sequence[int]) -> tuple[list[ComparedTag], bool]:
+    """Every tag that any of the experiments has, by key, likewise."""
+    length = func.sum(func.length(tags.c.value))
+    there = and_(tags.c.experiment.in_(rows), tags.c.value.is_not(None))
+    sized = select(tags.c.key, length).where(there).group_by(tags.c.key).order_by(tags.c.key)
+    places = [(row[0], int(row[1])) for row in connection.execute(sized)]
+    keys = fitting(places)
+    held: dict[str, dict[int, str]] = {key: {} for key in keys}
+    for row in connection.execute(select(tags).where(there, tags.c.key.in_(keys))):
+        held[row.key][row.experiment] = row.value
     found = []
-    for key in sorted({key for one in held.values() for key in one}):
-        values = [held.get(row, {}).get(key) for row in rows]
+    for key, by_row in held.items():
+        values = [by_row.get(row) for row in rows]
         found.append(ComparedTag(key, differs(values), values))
-    return found
+    return found, len(keys) < len(places)
 
 
 def compare_metrics(

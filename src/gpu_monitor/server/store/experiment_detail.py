@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, Select, select
+from sqlalchemy import ColumnElement, Connection, Select, Table, func, literal, select
 
 from gpu_monitor.server.store.experiment_list import (
     Experiment,
@@ -14,11 +14,21 @@ from gpu_monitor.server.store.experiment_list import (
     shown_value,
     tags_of,
 )
+from gpu_monitor.server.store.room import fitting
 from gpu_monitor.server.store.schema_experiments import captures, notes, params, run_alerts, segments, series
 from gpu_monitor.server.store.values import raw_json, stamp
 
-_MOST = {"params": 5000, "metrics": 2000, "notes": 500, "alerts": 500, "segments": 500}
+Column = ColumnElement[Any]
+_MOST = {"params": 5000, "metrics": 2000, "notes": 500, "alerts": 500, "facts": 500, "segments": 500}
 """Of each in one answer; `cut` names what there was more of."""
+_TEXTS = {
+    "params": ("value",),
+    "notes": ("text",),
+    "alerts": ("text",),
+    "facts": ("body",),
+    "segments": ("gpus", "proof"),
+}
+"""The columns of each that may be long."""
 
 
 class MetricPoint(msgspec.Struct, frozen=True):
@@ -112,35 +122,42 @@ def experiment_detail(connection: Connection, row: Any, now: float) -> Experimen
     """The whole of one experiment, a row of `experiment_rows`."""
     cut: list[str] = []
 
-    def some(name: str, query: Select[Any]) -> list[Any]:
-        found = connection.execute(query.limit(_MOST[name] + 1)).all()
-        if len(found) > _MOST[name]:
+    def some(table: Table, name: str, key: Column, *order: Column) -> list[Any]:
+        """The rows of a table, as many as an answer has room for; `key` tells them apart within the experiment."""
+        of_it = table.c.experiment == row.id
+        lengths = [func.coalesce(func.length(table.c[text]), 0) for text in _TEXTS[name]]
+        sized = select(key, sum(lengths, literal(0))).where(of_it).order_by(*order)
+        places = [(one[0], one[1]) for one in connection.execute(sized.limit(_MOST[name] + 1))]
+        kept = fitting(places[: _MOST[name]])
+        if len(kept) < len(places):
             cut.append(name)
-        return list(found[: _MOST[name]])
+        return list(connection.execute(select(table).where(of_it, key.in_(kept)).order_by(*order)))
 
-    of_params = select(params).where(params.c.experiment == row.id).order_by(params.c.name)
-    of_notes = (
-        select(notes).where(notes.c.experiment == row.id).order_by(notes.c.time.desc(), notes.c.id.desc())
-    )
-    of_alerts = (
-        select(run_alerts)
-        .where(run_alerts.c.experiment == row.id)
-        .order_by(run_alerts.c.time.desc(), run_alerts.c.id.desc())
-    )
-    of_segments = select(segments).where(segments.c.experiment == row.id)
-    of_facts = select(captures).where(captures.c.experiment == row.id).order_by(captures.c.topic)
+    metrics = list(connection.execute(metric_rows(row.id).limit(_MOST["metrics"] + 1)))
+    if len(metrics) > _MOST["metrics"]:
+        cut.append("metrics")
+    newest_notes = (notes.c.time.desc(), notes.c.id.desc())
+    newest_alerts = (run_alerts.c.time.desc(), run_alerts.c.id.desc())
+    by_start = (segments.c.started, segments.c.id)
     return ExperimentDetail(
         **experiment_fields(row, tags_of(connection, [row.id]).get(row.id, {}), now),
-        params={one.name: raw_json(one.value) for one in some("params", of_params)},
-        metrics=[metric_of(one) for one in some("metrics", metric_rows(row.id))],
-        notes=[Note(_stamp(one.time), one.text, one.author) for one in some("notes", of_notes)],
+        params={
+            one.name: raw_json(one.value) for one in some(params, "params", params.c.name, params.c.name)
+        },
+        metrics=[metric_of(one) for one in metrics[: _MOST["metrics"]]],
+        notes=[
+            Note(_stamp(one.time), one.text, one.author)
+            for one in some(notes, "notes", notes.c.id, *newest_notes)
+        ],
         alerts=[
-            RunAlert(_stamp(one.time), one.level, one.title, one.text) for one in some("alerts", of_alerts)
+            RunAlert(_stamp(one.time), one.level, one.title, one.text)
+            for one in some(run_alerts, "alerts", run_alerts.c.id, *newest_alerts)
         ],
-        facts={one.topic: raw_json(one.body) for one in connection.execute(of_facts)},
-        segments=[
-            _segment(one) for one in some("segments", of_segments.order_by(segments.c.started, segments.c.id))
-        ],
+        facts={
+            one.topic: raw_json(one.body)
+            for one in some(captures, "facts", captures.c.topic, captures.c.topic)
+        },
+        segments=[_segment(one) for one in some(segments, "segments", segments.c.id, *by_start)],
         proof=raw_json(row.proof),
         created=_stamp(row.created),
         created_by=row.created_by,

@@ -28,6 +28,7 @@ from gpu_monitor.server.auth.principal import Principal
 from gpu_monitor.server.auth.visible import project_filter
 from gpu_monitor.server.store.experiment_terms import DURATION, Terms, is_stalled
 from gpu_monitor.server.store.expressions import Expression, Operand
+from gpu_monitor.server.store.room import fitting
 from gpu_monitor.server.store.schema import contracts
 from gpu_monitor.server.store.schema_experiments import (
     INFINITY,
@@ -140,10 +141,12 @@ def list_experiments(
         query = query.where(key.after(after))
     query = query.add_columns(*key.columns).order_by(*key.order)
     rows = connection.execute(query.limit(limit + 1)).all()
-    shown = rows[:limit]
+    named = _named(columns, "param")
+    weights = _weights(connection, [row.id for row in rows], named)
+    shown = fitting((row, weights.get(row.id)) for row in rows[:limit])
     held = _Held(connection, [row.id for row in shown], columns)
     found = [show_experiment(row, held.tags.get(row.id, {}), terms, held.values(row)) for row in shown]
-    return found, key.mark(shown[-1]) if len(rows) > limit else None
+    return found, key.mark(shown[-1]) if len(rows) > len(shown) else None
 
 
 def show_experiment(
@@ -301,6 +304,22 @@ class _Held:
         if operand.kind in ("tag", "any"):
             return self.tags.get(row.id, {}).get(operand.name)
         return None
+
+
+def _weights(connection: Connection, rows: list[int], named: list[str]) -> dict[int, int]:
+    """How long the tags and the named parameters of experiments are, by their rows."""
+    length = func.coalesce(func.length(tags.c.value), 0) + func.length(tags.c.key)
+    of_tags = select(tags.c.experiment, func.sum(length)).where(tags.c.experiment.in_(rows))
+    of_params = select(params.c.experiment, func.sum(func.length(params.c.value)))
+    of_params = of_params.where(params.c.experiment.in_(rows), params.c.name.in_(named))
+    found: dict[int, int] = {}
+    queries = [of_tags.group_by(tags.c.experiment)]
+    if named:
+        queries.append(of_params.group_by(params.c.experiment))
+    for query in queries:
+        for row, characters in connection.execute(query):
+            found[row] = found.get(row, 0) + int(characters)
+    return found
 
 
 def _named(columns: Sequence[tuple[str, Operand]], kind: str) -> list[str]:

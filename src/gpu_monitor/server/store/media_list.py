@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 from sqlalchemy import ColumnElement, Connection, Select, func, literal, select
 
+from gpu_monitor.server.store.room import fitting
 from gpu_monitor.server.store.schema_experiments import blob_holders, blobs, experiments, media
 from gpu_monitor.server.store.values import raw_json, stamp
-
-_MOST_CHARACTERS = 4 << 20
-"""Of content in one answer; a single table may have a million."""
 
 
 class MediaItem(msgspec.Struct, frozen=True, kw_only=True):
@@ -91,7 +88,7 @@ def list_media(
     length = func.length(media.c.more) + func.coalesce(func.length(media.c.data), 0)
     sized = select(media.c.id, length).where(*conditions).order_by(media.c.id).limit(limit + 1)
     places = [(row[0], row[1]) for row in connection.execute(sized)]
-    kept = _within(places[:limit])
+    kept = fitting(places[:limit])
     rows = connection.execute(media_rows().where(media.c.id.in_(kept)).order_by(media.c.id))
     return [_item(row) for row in rows], kept[-1] if len(kept) < len(places) else None
 
@@ -119,18 +116,6 @@ def find_artifact(connection: Connection, experiment: int, name: str) -> Any | N
         media.c.experiment == experiment, media.c.kind == "artifact", media.c.name == name
     )
     return connection.execute(query.order_by(media.c.id.desc()).limit(1)).first()
-
-
-def _within(places: Sequence[tuple[int, int]]) -> list[int]:
-    """The first of the places whose contents fit into an answer together; at least one."""
-    kept: list[int] = []
-    characters = 0
-    for place, length in places:
-        characters += length
-        if kept and characters > _MOST_CHARACTERS:
-            break
-        kept.append(place)
-    return kept
 
 
 def _item(row: Any) -> MediaItem:

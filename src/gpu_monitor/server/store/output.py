@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
 from sqlalchemy import ColumnElement, Connection, func, select
 
+from gpu_monitor.server.store.room import fitting
 from gpu_monitor.server.store.schema_experiments import texts
 from gpu_monitor.server.store.values import stamp
-
-_MOST_CHARACTERS = 4 << 20
-"""Of text in one answer; a single line may have a million."""
 
 
 class LogLine(msgspec.Struct, frozen=True):
@@ -49,7 +46,7 @@ def read_output(
     sized = select(ordinal, func.length(texts.c.text)).where(*conditions)
     direction = ordinal.asc() if forward else ordinal.desc()
     places = [(row[0], row[1]) for row in connection.execute(sized.order_by(direction).limit(limit + 1))]
-    kept = _within(places[:limit])
+    kept = fitting(places[:limit])
     is_cut = len(kept) < len(places)
     lines: list[LogLine] = []
     if kept:
@@ -61,18 +58,6 @@ def read_output(
         return lines, earlier, max(kept) if is_cut else max(end, wanted.after)
     later = end if wanted.before is None else min(end, wanted.before - 1)
     return lines, min(kept) if is_cut else None, later
-
-
-def _within(places: Sequence[tuple[int, int]]) -> list[int]:
-    """The first of the places whose texts fit into an answer together; at least one."""
-    kept: list[int] = []
-    characters = 0
-    for place, length in places:
-        characters += length
-        if kept and characters > _MOST_CHARACTERS:
-            break
-        kept.append(place)
-    return kept
 
 
 def _conditions(experiment: int, wanted: OutputFilter) -> list[ColumnElement[bool]]:

@@ -7,11 +7,12 @@ import math
 from typing import Any, Literal
 
 import msgspec
-from sqlalchemy import Connection, Select, and_, func, or_, select
+from sqlalchemy import Connection, Select, and_, case, func, or_, select
 
 from gpu_monitor.server.auth.principal import Principal
 from gpu_monitor.server.auth.visible import project_filter
-from gpu_monitor.server.store.media_list import blob_url, is_held, media_rows
+from gpu_monitor.server.store.media_list import blob_url, media_rows
+from gpu_monitor.server.store.room import fitting
 from gpu_monitor.server.store.schema import contracts
 from gpu_monitor.server.store.schema_experiments import experiments, media, models, projects
 from gpu_monitor.server.store.values import stamp
@@ -21,8 +22,10 @@ Mark = tuple[str, int]
 """The place of a model in the list: its name and the number of its contract."""
 VersionMark = tuple[int, int]
 """The place of a version: the number of its contract, and the version."""
-_MOST = 20_000
-"""Records of checkpoints and models that are looked at of one experiment."""
+_MOST = 200_000
+"""Records of checkpoints and models that are looked at of one experiment: more it cannot have."""
+_REMOVAL_LETTERS = 2000
+"""The record that a checkpoint was removed is no longer."""
 
 
 class SavedModel(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,27 +80,24 @@ def saved_models(
 
     A checkpoint that was removed is told once, as such.
     """
-    query = (
-        media_rows()
-        .add_columns(models.c.version)
-        .outerjoin(models, models.c.media == media.c.id)
-        .where(media.c.experiment == experiment, media.c.kind.in_(("checkpoint", "model")))
-        .order_by(media.c.id)
-    )
-    held: dict[tuple[str, str | int], Any] = {}
-    gone: set[tuple[str, str | int]] = set()
-    for row in connection.execute(query.limit(_MOST)):
+    length = func.length(media.c.more)
+    short = case((and_(media.c.sha256.is_(None), length <= _REMOVAL_LETTERS), media.c.more), else_="{}")
+    of_it = and_(media.c.experiment == experiment, media.c.kind.in_(("checkpoint", "model")))
+    told = select(media.c.id, media.c.kind, media.c.name, length.label("length"), short.label("short"))
+    held: dict[tuple[str, str | int], tuple[int, int]] = {}
+    gone: set[int] = set()
+    for row in connection.execute(told.where(of_it).order_by(media.c.id).limit(_MOST)):
         key = (row.kind, row.name if row.kind == "checkpoint" else row.id)
-        if row.sha256 is None and _said(row.more).get("removed") is True:
-            gone.add(key)
-        else:
-            held[key] = row
-            gone.discard(key)
-    found = sorted(
-        ((row.id, key, row) for key, row in held.items() if row.id > number), key=lambda one: one[0]
-    )
-    shown = [_saved(row, key in gone) for _, key, row in found[:limit]]
-    return shown, found[limit - 1][0] if len(found) > limit else None
+        if _said(row.short).get("removed") is not True:
+            held[key] = (row.id, row.length)
+        elif key in held:
+            gone.add(held[key][0])
+    places = sorted(place for place in held.values() if place[0] > number)
+    kept = fitting(places[:limit])
+    query = media_rows().add_columns(models.c.version).outerjoin(models, models.c.media == media.c.id)
+    rows = connection.execute(query.where(media.c.id.in_(kept)).order_by(media.c.id))
+    found = [SavedModel(**_fields(row, row.id in gone)) for row in rows]
+    return found, kept[-1] if len(kept) < len(places) else None
 
 
 def list_models(
@@ -154,34 +154,34 @@ def model_versions(
     limit: int,
 ) -> tuple[list[ModelVersion], VersionMark | None]:
     """Up to `limit` versions of a name, the newest first, and the mark to go on after."""
-    columns = (
-        media,
-        models.c.version,
-        models.c.contract.label("of_contract"),
-        is_held().label("is_held"),
-        experiments.c.uid,
-        experiments.c.name.label("experiment_name"),
-        projects.c.name.label("project_name"),
-        contracts.c.number,
-    )
-    query = _visible(select(*columns), who).join(media, media.c.id == models.c.media)
-    query = query.where(models.c.name == name)
+    named = _visible(
+        select(
+            models.c.id, models.c.contract, models.c.version, func.length(media.c.more), contracts.c.number,
+            experiments.c.uid, experiments.c.name, projects.c.name,
+        ),
+        who,
+    ).join(media, media.c.id == models.c.media).where(models.c.name == name)  # fmt: skip
     if contract is not None:
-        query = query.where(contracts.c.number == contract)
+        named = named.where(contracts.c.number == contract)
     if before is not None:
         of, version = before
         earlier = and_(models.c.contract == of, models.c.version < version)
-        query = query.where(or_(models.c.contract > of, earlier))
-    order = (models.c.contract, models.c.version.desc())
-    rows = connection.execute(query.order_by(*order).limit(limit + 1)).all()
+        named = named.where(or_(models.c.contract > of, earlier))
+    rows = connection.execute(
+        named.order_by(models.c.contract, models.c.version.desc()).limit(limit + 1)
+    ).all()
+    kept = fitting((row, row[3]) for row in rows[:limit])
+    query = media_rows().add_columns(models.c.version, models.c.id.label("model"))
+    query = query.join(models, models.c.media == media.c.id).where(models.c.id.in_([row[0] for row in kept]))
+    held = {row.model: row for row in connection.execute(query)}
     found = [
         ModelVersion(
-            **_fields(row, False), contract_number=row.number, experiment_id=row.uid,
-            experiment_name=row.experiment_name, project=row.project_name,
+            **_fields(held[row[0]], False), contract_number=row[4], experiment_id=row[5], experiment_name=row[6],
+            project=row[7],
         )
-        for row in rows[:limit]
+        for row in kept
     ]  # fmt: skip
-    return found, (rows[limit - 1].of_contract, rows[limit - 1].version) if len(rows) > limit else None
+    return found, (kept[-1][1], kept[-1][2]) if len(kept) < len(rows) else None
 
 
 def _visible(query: Select[Any], who: Principal) -> Select[Any]:
@@ -196,10 +196,6 @@ def _visible(query: Select[Any], who: Principal) -> Select[Any]:
             project_filter(who, models.c.contract, projects.c.name),
         )
     )
-
-
-def _saved(row: Any, removed: bool) -> SavedModel:
-    return SavedModel(**_fields(row, removed))
 
 
 def _fields(row: Any, removed: bool) -> dict[str, Any]:
