@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
+import gc
 import importlib
 import os
 import re
@@ -29,6 +30,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "export": ("gpu_monitor.cli.export", "rows or hours as CSV or JSON"),
     "import": ("gpu_monitor.cli.import_", "recorded nvidia-smi logs into the store, TensorBoard's runs"),
     "resend": ("gpu_monitor.cli.resend", "send rejected or parked reports again"),
+    "experiments": ("gpu_monitor.cli.experiments", "list, show, export, archive and delete experiments"),
+    "compare": ("gpu_monitor.cli.compare", "experiments side by side"),
     "sync": ("gpu_monitor.cli.sync", "upload experiments that lie on this machine"),
     "demo": ("gpu_monitor.cli.demo", "agent and server together, to look at"),
     "serve": ("gpu_monitor.cli.serve", "run the central server"),
@@ -115,6 +118,7 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
 
 def _load(name: str, module: str) -> ModuleType:
     """The module of a command; GpuMonitorError where it needs packages that are not installed."""
+    gc.disable()  # a tenth of a server's start went into looking for cycles among what loading makes, which stays
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
@@ -124,6 +128,8 @@ def _load(name: str, module: str) -> ModuleType:
             f"gpu_monitor {name} needs {error.name}, which is not installed",
             "Run: pip install 'gpu-monitor[server]'",
         ) from error
+    finally:
+        gc.enable()
 
 
 def _is_there(module: str) -> bool:

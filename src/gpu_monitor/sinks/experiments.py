@@ -160,6 +160,12 @@ class ExperimentServer:
         """What the server answers to a question; an answer beyond 1 MiB has no `data`: ask for ranges of a file."""
         return self._carry("GET", path, headers or {}, None)
 
+    def ask(self, method: str, path: str, body: object = None) -> Reply | Failure:
+        """What the server answers to a request with a JSON body (None: none): a change that a person wants."""
+        if body is None:
+            return self._carry(method, path, {}, None)
+        return self._carry(method, path, {"Content-Type": "application/json"}, json.dumps(body).encode())
+
     def cut(self) -> None:
         """End the request that another thread has under way, and refuse all later ones. Any thread."""
         self._connection.cut()

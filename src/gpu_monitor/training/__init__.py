@@ -8,6 +8,7 @@ from typing import Any
 
 NAMES = {
     "TrainingMonitor": "gpu_monitor.training.monitor",
+    "compare_experiments": "gpu_monitor.training.compare",
     "list_checkpoints": "gpu_monitor.training.checkpoints",
     "load_checkpoint": "gpu_monitor.training.checkpoints",
     "download_model": "gpu_monitor.training.downloads",

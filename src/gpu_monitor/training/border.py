@@ -17,7 +17,7 @@ def call_foreign(function: Callable[..., Any], *arguments: Any, **named: Any) ->
     """What `function` returns; ForeignError for any Exception that it raises."""
     try:
         return function(*arguments, **named)
-    except Exception as error:  # noqa: BLE001 (the border: training is never broken by its monitor)
+    except Exception as error:
         raise ForeignError(said(error)) from error
 
 

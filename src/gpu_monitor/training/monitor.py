@@ -22,8 +22,10 @@ from gpu_monitor.training.values import plain
 from gpu_monitor.wire.training import STATUSES, Alert, Note, Params, Status, Tag
 
 if TYPE_CHECKING:
+    from gpu_monitor.core.compare import Best
     from gpu_monitor.training.artifacts import Artifact
     from gpu_monitor.training.checkpoints import Checkpoint
+    from gpu_monitor.training.compare import Comparison
     from gpu_monitor.training.models import ModelVersion
     from gpu_monitor.training.shelf import Shelf
 
@@ -207,6 +209,21 @@ class TrainingMonitor:
     ) -> None:
         """Record what a model is made of, traced as far as it can be; what cannot is a note in it."""
         self._media.log_graph(self.recorder, model, input_sample, name, step)
+
+    # Beside others.
+
+    def compare_experiments(
+        self, ids_or_names: Sequence[str], *, step: int | None = None, best: Mapping[str, Best] | None = None
+    ) -> Comparison:
+        """Experiments side by side, from this directory or the server; prints as a table. `name~2`: the one before.
+
+        `step`: also the values at this step. `best`: {"reward": "max"} where a metric's name does not tell.
+        """
+        compare = importlib.import_module("gpu_monitor.training.compare")
+        found: Comparison = compare.compare_experiments(
+            ids_or_names, step=step, best=best, settings=self._settings
+        )
+        return found
 
     # The end.
 

@@ -1,0 +1,127 @@
+"""How experiments are printed: a list, and one of them whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TextIO
+
+from gpu_monitor.cli.labels import table_width
+from gpu_monitor.cli.output import json_text, table
+from gpu_monitor.core.terminal_text import clean
+
+_SIMULATED = "SIMULATED GPUs: readings of GPUs are made up."
+_LONGEST = 12
+"""Notes, alerts and files that are shown; --json has them all."""
+
+
+def print_list(items: Sequence[Mapping[str, Any]], stream: TextIO) -> None:
+    """One line for each; names are cut so that 80 columns, or the terminal, hold them."""
+    room = max(8, table_width(stream) - 72)
+    rows = [
+        (
+            _cut(one["name"], room), one["id"], one["status"] + _flags(one), _stamp(one["started"]),
+            _duration(one["duration_seconds"]), one["last_step"],
+        )
+        for one in items
+    ]  # fmt: skip
+    table(("name", "id", "status", "started (UTC)", "took", "step"), rows, stream)
+    if any(one.get("simulated") for one in items):
+        stream.write("~ with SIMULATED GPUs\n")
+
+
+def _flags(one: Mapping[str, Any]) -> str:
+    words = [word for word in ("stalled", "archived") if one.get(word)]
+    return "".join(f", {word}" for word in words) + ("~" if one.get("simulated") else "")
+
+
+def print_details(found: Mapping[str, Any], stream: TextIO) -> None:
+    """Everything that is known of an experiment, as far as a person reads it."""
+    if found.get("simulated"):
+        stream.write(f"{_SIMULATED}\n")
+    stream.write(f"{clean(found['name'])}\n")
+    for label, value in _facts(found):
+        if value not in (None, "", "-"):
+            stream.write(f"  {label.ljust(10)}  {clean(str(value))}\n")
+    _section("parameters", [(name, _json(value)) for name, value in sorted(found["params"].items())], stream)
+    _section("tags", [(key, value) for key, value in sorted(found["tags"].items())], stream)
+    _metrics(found["metrics"], stream)
+    _section("notes", [(_stamp(one["time"]), one["text"]) for one in found["notes"]], stream)
+    _section(
+        "alerts",
+        [(_stamp(one["time"]), f"{one['level']}: {one['title']}") for one in found["alerts"]],
+        stream,
+    )
+    files = [
+        (one["kind"], f"{one['name']}" + (f" @{one['step']}" if one.get("step") is not None else ""))
+        for one in found.get("media", [])
+    ]
+    _section("pictures and files", files, stream)
+
+
+def _facts(found: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    git = (found.get("facts") or {}).get("git") or {}
+    segments = found.get("segments") or []
+    ended = found.get("ended")
+    return [
+        ("id", found["id"]), ("project", found["project"]), ("status", found["status"] + _flags(found).rstrip("~")),
+        ("reason", found.get("reason")), ("started", found["started"]), ("ended", ended),
+        ("took", _duration(found.get("duration_seconds"))), ("last step", found.get("last_step")),
+        ("host", found.get("host")), ("user", found.get("user")), ("GPUs", ", ".join(found.get("gpus") or [])),
+        ("commit", git.get("commit")), ("segments", len(segments)), ("damaged", found.get("damaged") or None),
+        ("folder", found.get("folder")),
+    ]  # fmt: skip
+
+
+def _metrics(metrics: Sequence[Mapping[str, Any]], stream: TextIO) -> None:
+    own = [one for one in metrics if one.get("source") != "sdk"]
+    if not own and not metrics:
+        return
+    stream.write("metrics\n")
+    rows = [
+        (f"  {one['name']}", one["points"], *(_point(one[kind]) for kind in ("last", "min", "max")))
+        for one in own
+    ]
+    table(("  name", "points", "last", "least", "greatest"), rows, stream)
+    if len(own) < len(metrics):
+        stream.write(f"  and {len(metrics) - len(own)} that the SDK read by itself (--json shows them)\n")
+
+
+def _section(title: str, rows: Sequence[tuple[str, str]], stream: TextIO) -> None:
+    if not rows:
+        return
+    stream.write(f"{title}\n")
+    width = min(32, max(len(name) for name, _ in rows[:_LONGEST]))
+    for name, value in rows[:_LONGEST]:
+        stream.write(f"  {clean(name).ljust(width)}  {clean(value)}\n")
+    if len(rows) > _LONGEST:
+        stream.write(f"  and {len(rows) - _LONGEST} more (--json shows them)\n")
+
+
+def _point(told: Mapping[str, Any] | None) -> str | None:
+    if told is None:
+        return None
+    value = told["value"]
+    text = value if isinstance(value, str) else f"{value:.6g}"
+    return text if told.get("step") is None else f"{text} @{told['step']}"
+
+
+def _json(value: Any) -> str:
+    return value if isinstance(value, str) else json_text(value)
+
+
+def _stamp(text: str | None) -> str:
+    return "-" if text is None else text[:16].replace("T", " ")
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}"
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"

@@ -1,0 +1,172 @@
+"""`gpu_monitor experiments` and `compare` as a person uses them, on this machine and on a real server."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.program import PROGRAM
+from tests.server.rig import Server, serving
+from tests.training.runs import environment, logs, run
+
+SCRIPT = """
+rate = float(sys.argv[1])
+with TrainingMonitor("toy", "toys", params={"lr": rate, "depth": 3}, tags={"kind": sys.argv[2]}, {quiet}) as monitor:
+    for step in range(10):
+        monitor.log_metrics({"loss": rate * (10 - step), "reward": step - rate}, step=step)
+    monitor.log_metrics({"loss": float("nan")}, step=10)
+    monitor.add_note("the first of them")
+"""
+
+
+def gpu_monitor(folder: Path, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*PROGRAM, *words], cwd=folder, env=environment(COLUMNS="80", **more), capture_output=True, text=True,
+        timeout=60, check=False, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """A folder with two experiments of one name, the older one first."""
+    folder = tmp_path_factory.mktemp("two")
+    for rate, kind in (("0.5", "slow"), ("0.25", "fast")):
+        made = run(SCRIPT, folder, rate, kind)
+        assert made.returncode == 0, made.stderr
+    return folder, [log.parent.name for log in logs(folder)]
+
+
+def test_a_list_has_the_newest_first_and_is_picked_from(two: tuple[Path, list[str]]) -> None:
+    folder, (older, newer) = two
+    listed = json.loads(gpu_monitor(folder, "experiments", "list", "--json").stdout)
+    assert [one["id"] for one in listed["items"]] == [newer, older]
+    assert [one["params"] for one in listed["items"]] == [{"lr": 0.25, "depth": 3}, {"lr": 0.5, "depth": 3}]
+    picked = gpu_monitor(
+        folder, "experiments", "list", "--tag", "kind=slow", "--status", "completed", "--json"
+    )
+    assert [one["id"] for one in json.loads(picked.stdout)["items"]] == [older]
+    page = gpu_monitor(folder, "experiments", "list")
+    assert all(len(line) <= 80 for line in page.stdout.splitlines())
+    assert page.stdout.splitlines()[1].split()[:3] == ["toy", newer, "completed"]
+    short = gpu_monitor(folder, "experiments", "list", "-n", "1")
+    assert (short.returncode, len(short.stdout.splitlines())) == (0, 2)
+    assert "there are more than 1" in short.stderr
+    none = gpu_monitor(folder, "experiments", "list", "--project", "other")
+    assert (none.returncode, none.stdout) == (3, "")
+
+
+def test_what_only_a_server_can_pick_by_says_so(two: tuple[Path, list[str]]) -> None:
+    asked = gpu_monitor(two[0], "experiments", "list", "--where", "loss < 1")
+    assert asked.returncode == 2
+    assert "--server URL" in asked.stderr
+
+
+def test_a_name_means_its_newest_and_the_answer_says_which(two: tuple[Path, list[str]]) -> None:
+    folder, (older, newer) = two
+    shown = gpu_monitor(folder, "experiments", "show", "toy~2")
+    assert f"toy~2 is {older}" in shown.stderr
+    assert f"  id          {older}\n" in shown.stdout
+    assert "  lr     0.5\n" in shown.stdout
+    found = json.loads(gpu_monitor(folder, "experiments", "show", newer, "--json").stdout)
+    (loss,) = [one for one in found["metrics"] if one["name"] == "loss"]
+    assert loss["points"] == 11
+    assert loss["last"] == {"value": "NaN", "step": 10}
+    assert loss["min"] == {"value": 0.25, "step": 9}
+    assert [note["text"] for note in found["notes"]] == ["the first of them"]
+    missing = gpu_monitor(folder, "experiments", "show", "tiy")
+    assert missing.returncode == 3
+    assert "toy" in missing.stderr
+
+
+def test_points_come_out_as_they_went_in(two: tuple[Path, list[str]]) -> None:
+    folder, (older, _) = two
+    told = gpu_monitor(folder, "experiments", "export", older, "--metric", "loss")
+    rows = list(csv.DictReader(io.StringIO(told.stdout)))
+    assert [(row["step"], row["value"]) for row in rows] == [
+        *((str(step), str(0.5 * (10 - step))) for step in range(10)), ("10", "NaN"),
+    ]  # fmt: skip
+    whole = gpu_monitor(folder, "experiments", "export", older, "-f", "json", "-o", "points.json")
+    assert whole.returncode == 0, whole.stderr
+    assert len(json.loads((folder / "points.json").read_text())) == 21
+    again = gpu_monitor(folder, "experiments", "export", older, "-o", "points.json")
+    assert (again.returncode, "--force" in again.stderr) == (2, True)
+    wrong = gpu_monitor(folder, "experiments", "export", older, "--metric", "lost")
+    assert (wrong.returncode, "It has: loss, reward" in wrong.stderr) == (2, True)
+
+
+def test_two_runs_stand_side_by_side(two: tuple[Path, list[str]]) -> None:
+    folder, (older, newer) = two
+    page = gpu_monitor(folder, "compare", older, newer, "--step", "4", "--best", "reward:max")
+    assert page.returncode == 0, page.stderr
+    lines = {line[:16].strip(): line[16:].split() for line in page.stdout.splitlines()}
+    assert lines["lr"] == ["0.5", "0.25"]
+    assert "depth" not in lines
+    assert lines["loss best"] == ["0.5", "@9", "0.25", "@9", "*"]
+    assert lines["loss last"] == ["NaN", "NaN"]
+    assert lines["loss at 4"] == ["3", "@4", "1.5", "@4"]
+    assert lines["reward best"] == ["8.5", "@9", "8.75", "@9", "*"]
+    told = json.loads(gpu_monitor(folder, "compare", older, newer, "--json").stdout)
+    assert told["differing"] == ["lr"]
+    assert told["metrics"]["loss"]["last"] == [{"value": "NaN", "step": 10}] * 2
+    assert told["metrics"]["reward"]["best_is"] == "max"
+
+
+def test_archiving_hides_and_only_what_is_archived_can_be_deleted(tmp_path: Path) -> None:
+    assert run(SCRIPT, tmp_path, "0.5", "slow").returncode == 0
+    (log,) = logs(tmp_path)
+    refused = gpu_monitor(tmp_path, "experiments", "delete", "toy", "--yes")
+    assert (refused.returncode, "is not archived" in refused.stderr) == (1, True)
+    assert gpu_monitor(tmp_path, "experiments", "archive", "toy").returncode == 0
+    assert gpu_monitor(tmp_path, "experiments", "list").returncode == 3
+    assert gpu_monitor(tmp_path, "experiments", "list", "--archived").returncode == 0
+    unasked = gpu_monitor(tmp_path, "experiments", "delete", "toy")
+    assert (unasked.returncode, "--yes" in unasked.stderr) == (2, True)
+    assert log.exists()
+    gone = gpu_monitor(tmp_path, "experiments", "delete", "toy", "--yes")
+    assert gone.returncode == 0, gone.stderr
+    assert not log.parent.exists()
+    assert gpu_monitor(tmp_path, "experiments", "list", "--all").returncode == 3
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> object:
+    with serving(tmp_path_factory.mktemp("server")) as found:
+        yield found
+
+
+def test_a_server_answers_the_same(two: tuple[Path, list[str]], server: Server, tmp_path: Path) -> None:
+    folder, (older, newer) = two
+    token = server.token("--contract", "7", "--scope", "experiment:write", "--scope", "read")
+    there = {"GPU_MONITOR_TOKEN": token, "GPU_MONITOR_SERVER": server.url}
+    sent = gpu_monitor(folder, "sync", **there)
+    assert sent.returncode == 0, sent.stderr
+    where = ("--server", server.url)
+    listed = gpu_monitor(
+        tmp_path, "experiments", "list", *where, "--where", "params.lr < 0.3", "--json", **there
+    )
+    assert [one["id"] for one in json.loads(listed.stdout)["items"]] == [newer]
+    here = gpu_monitor(folder, "experiments", "export", older, "-f", "json").stdout
+    away = gpu_monitor(tmp_path, "experiments", "export", older, *where, "-f", "json", **there).stdout
+    strip = [(one["metric"], one["step"], one["value"]) for one in json.loads(here)]
+    assert [(one["metric"], one["step"], one["value"]) for one in json.loads(away)] == strip
+    pages = [
+        gpu_monitor(place, "compare", older, newer, "--step", "4", **there).stdout.splitlines()
+        for place in (folder, tmp_path)
+    ]
+    own = [[line for line in page if not line.startswith("duration")] for page in pages]
+    assert own[0] == own[1]
+    shown = gpu_monitor(tmp_path, "experiments", "show", "toy", *where, **there)
+    assert f"toy is {newer}" in shown.stderr
+    assert gpu_monitor(tmp_path, "experiments", "delete", older, *where, "--yes", **there).returncode == 1
+    assert gpu_monitor(tmp_path, "experiments", "archive", older, *where, **there).returncode == 0
+    gone = gpu_monitor(tmp_path, "experiments", "delete", older, *where, "--yes", **there)
+    assert gone.returncode == 0, gone.stderr
+    assert gpu_monitor(tmp_path, "experiments", "show", older, *where, **there).returncode == 3
+    strange = gpu_monitor(tmp_path, "experiments", "list", *where, "--where", "loss <", **there)
+    assert strange.returncode == 1
+    assert "where" in strange.stderr
