@@ -115,6 +115,8 @@ class Capturing:
         return ""
 
     def _put(self, topic: str, found: dict[str, Any]) -> None:
+        if self._recorder.is_over:  # so busy a machine that the end did not wait long enough
+            return
         at = self._recorder.at()
         record = Media(at, None, "text", DIFF, found) if topic == DIFF else Capture(at, {topic: found})
         self._recorder.put(record)

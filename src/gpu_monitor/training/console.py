@@ -100,6 +100,8 @@ class Console:
 
     def _put(self, stream: str, lines: Iterable[tuple[int, str]]) -> int:
         count = 0
+        if self._recorder.is_over:  # the end could not wait for it
+            return count
         for count, (at, line) in enumerate(lines, 1):  # noqa: B007 (the last one counts)
             self._recorder.put(Text(at, stream, line))
         return count

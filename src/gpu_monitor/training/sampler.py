@@ -175,7 +175,7 @@ class Sampler:
             index = indices.get(device["parent_uid"] or device["uid"])
             self._add_device(values, number if index is None else index, device)
         self._say(found["reason"])
-        if not values or self._over.is_set():
+        if not values or self._over.is_set() or self._recorder.is_over:
             return
         for name in sorted(
             values.keys() - self._series
@@ -211,7 +211,7 @@ class Sampler:
 
     def _say(self, reason: str | None) -> None:
         """Record why there are no readings of GPUs, when that changes."""
-        if reason is not None and reason != self._reason:
+        if reason is not None and reason != self._reason and not self._recorder.is_over:
             self._recorder.put(Capture(self._recorder.at(), {"gpu": {"reason": reason}}))
         self._reason = reason
 
