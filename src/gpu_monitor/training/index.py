@@ -256,7 +256,8 @@ def join_columns(parts: list[Column], axes: dict[tuple[int, ...], Axis] | None =
         steps, ats = array("q"), array("q")
         for part in parts:
             steps.extend(part.axis.steps)
-            ats.extend(part.axis.ats)
+            base = part.axis.base
+            ats.extend(part.axis.ats if base == 0 else [at + base for at in part.axis.ats])
         axis = Axis(steps, ats)
         if axes is not None:
             axes[key] = axis

@@ -48,11 +48,17 @@ class Piece(msgspec.Struct, array_like=True):
 
 
 class Level(msgspec.Struct):
-    """One entry for each bucket of points, in order: its last point, and the least and greatest finite value (NaN: none)."""
+    """One entry for each `width` of `count` points, in order: the last point, and the least and greatest finite value.
 
-    counts: Sequence[int]
+    The last entry may have fewer points. NaN: no finite value. Where `width` is 1, the extremes are the values as they
+    are.
+    """
+
+    width: int
+    count: int
     steps: Sequence[int]
     ats: Sequence[int]
+    base: int
     values: Sequence[float]
     least: Sequence[float]
     most: Sequence[float]
@@ -62,13 +68,18 @@ def pack_axis(axis: Axis, offset: int) -> tuple[AxisPiece, bytes]:
     """An axis for the place `offset` in an index, and its bytes: steps, times, and both at each level's ends."""
     count = len(axis.steps)
     stride = _stride(axis.steps)
-    low, high = min(axis.ats), max(axis.ats)
+    low, high = min(axis.ats) + axis.base, max(axis.ats) + axis.base
     is_wide = high - low >= _NARROW
     parts: list[array[Any]] = [] if stride is not None else [array("q", axis.steps)]
-    parts.append(array("q", axis.ats) if is_wide else array(_FOUR, [at - low for at in axis.ats]))
+    away = axis.base if is_wide else axis.base - low
+    times = axis.ats if away == 0 else [at + away for at in axis.ats]
+    parts.append(array("q" if is_wide else _FOUR, times))
     for width in _widths(count):
         ends = _ends(count, width)
-        parts += [array("q", [axis.steps[end] for end in ends]), array("q", [axis.ats[end] for end in ends])]
+        parts += [
+            array("q", [axis.steps[end] for end in ends]),
+            array("q", [axis.ats[end] + axis.base for end in ends]),
+        ]
     data = b"".join(_bytes(part) for part in parts)
     first = axis.steps[0]
     return AxisPiece(
@@ -105,7 +116,7 @@ def unpack_axis(piece: AxisPiece, data: bytes) -> Axis:
     else:
         steps, place = _range(piece.step, piece.stride, piece.count), 0
     ats, _ = _take("q" if piece.at_wide else _FOUR, data, place, piece.count)
-    return Axis(steps, ats if piece.at_wide else [at + piece.at for at in ats])
+    return Axis(steps, ats, piece.at)
 
 
 def unpack_values(piece: Piece, data: bytes) -> array[float]:
@@ -125,24 +136,18 @@ def level_of(axis: AxisPiece, piece: Piece, read: Callable[[int, int], bytes], h
     base = count * ((0 if axis.stride is not None else 8) + (8 if axis.at_wide else 4))
     steps, ats = _taken("qq", read(axis.offset + base + before * 16, size * 16), size)
     values, least, most = _taken("ddd", read(piece.offset + count * 8 + before * 24, size * 24), size)
-    counts = [width] * (size - 1) + [count - width * (size - 1)]
-    return Level(counts, steps, ats, values, least, most)
+    return Level(width, count, steps, ats, 0, values, least, most)
 
 
 def level_above(column: Column, width: int) -> Level:
-    """Buckets of `width` points of a column."""
-    count = len(column.values)
+    """Entries of `width` points of a column."""
+    axis, values, count = column.axis, column.values, len(column.values)
+    if width == 1:
+        return Level(1, count, axis.steps, axis.ats, axis.base, values, values, values)
     ends = _ends(count, width)
-    axis, values = column.axis, column.values
     least, most = _extremes_of(values, width)
-    return Level(
-        counts=[width] * (len(ends) - 1) + [count - width * (len(ends) - 1)],
-        steps=[axis.steps[end] for end in ends],
-        ats=[axis.ats[end] for end in ends],
-        values=[values[end] for end in ends],
-        least=least,
-        most=most,
-    )
+    steps, ats = [axis.steps[end] for end in ends], [axis.ats[end] for end in ends]
+    return Level(width, count, steps, ats, axis.base, [values[end] for end in ends], least, most)
 
 
 def extremes(values: Sequence[float]) -> tuple[float, float]:

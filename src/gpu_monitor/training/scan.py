@@ -26,7 +26,7 @@ from gpu_monitor.wire.training import (
 
 KINDS = {b"n": "notes", b"m": "media", b"x": "texts", b"e": "alerts", b"c": "facts"}
 """Kinds of records that are kept by their place in the log, and read again when they are asked for."""
-_KNOWN = b"hsgpatz"
+_KNOWN = frozenset(b'"%c"' % kind for kind in b"hsgpatz")
 _CHECK = len(b',"00000000"]\n')
 _points: msgspec.json.Decoder[Points] = msgspec.json.Decoder(Points)
 
@@ -55,10 +55,14 @@ class Summary(msgspec.Struct, omit_defaults=True):
 
 
 class Axis(msgspec.Struct):
-    """Steps and times (ms since the segment's start) of points, in order of logging; series of one set share it."""
+    """Steps of points, and times: `base` and what is in `ats`, ms since the segment's start. In order of logging.
+
+    Series of one set share it.
+    """
 
     steps: Sequence[int]
     ats: Sequence[int]
+    base: int = 0
 
 
 class Column(msgspec.Struct):
@@ -158,26 +162,38 @@ class Scanner:
             record = decode(line)
         except BadRecord:
             # Whole, so it is of a kind that only a newer version knows, or no record of the kind it says.
-            summary.damaged += line[2:3] in _KNOWN
+            summary.damaged += line[1:4] in _KNOWN
             return
         if isinstance(record, Header):
             summary.about = summary.about or record.about
         elif isinstance(record, Series):
-            if record.number == len(summary.names):
-                summary.names.append(record.name)
-                if record.more:
-                    summary.more[record.name] = record.more
+            self._take_series(record)
         elif isinstance(record, PointSet):
-            if record.number == len(summary.sets) and all(
-                0 <= one < len(summary.names) for one in record.series
-            ):
-                summary.sets.append(record.series)
+            self._take_set(record)
         elif isinstance(record, Params):
             summary.params.update(record.params)
         elif isinstance(record, Tag):
             summary.tags[record.key] = record.value
         elif isinstance(record, Status):
             summary.status = (record.status, record.at, record.more)
+
+    def _take_series(self, record: Series) -> None:
+        summary = self.summary
+        if record.number != len(summary.names):
+            summary.damaged += 1
+            return
+        summary.names.append(record.name)
+        if record.more:
+            summary.more[record.name] = record.more
+
+    def _take_set(self, record: PointSet) -> None:
+        summary = self.summary
+        if record.number != len(summary.sets) or not all(
+            0 <= one < len(summary.names) for one in record.series
+        ):
+            summary.damaged += 1
+            return
+        summary.sets.append(record.series)
 
 
 def _columns(rows: dict[int, _Rows], summary: Summary) -> dict[int, Column]:

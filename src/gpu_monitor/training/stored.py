@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,7 +16,7 @@ from gpu_monitor.training.alive import is_gone
 from gpu_monitor.training.bytes_at import read_at
 from gpu_monitor.training.pieces import FIRST, DamagedIndex, Level, Piece, level_above, level_of
 from gpu_monitor.training.place import segments_in
-from gpu_monitor.training.scan import Batch, Column, Scanner, Summary
+from gpu_monitor.training.scan import Axis, Batch, Column, Scanner, Summary
 from gpu_monitor.training.thinning import Thinned, bucketed, height_for
 from gpu_monitor.wire.training import Alert, AnyRecord, BadRecord, Capture, Media, Note, Text, decode
 
@@ -368,9 +368,9 @@ class StoredExperiment:
         if len(parts) == 1:
             started, column = parts[0]
             axis = column.axis
-            return Columns(list(axis.steps), _times(started, axis.ats), list(column.values))
+            return Columns(list(axis.steps), _times(started, axis), list(column.values))
         step = [number for _, column in parts for number in column.axis.steps]
-        time = [moment for started, column in parts for moment in _times(started, column.axis.ats)]
+        time = [moment for started, column in parts for moment in _times(started, column.axis)]
         value = [number for _, column in parts for number in column.values]
         if any(later < earlier for earlier, later in itertools.pairwise(time)):
             order = sorted(range(len(time)), key=time.__getitem__)
@@ -405,5 +405,6 @@ class StoredExperiment:
             return ask()
 
 
-def _times(started: float, ats: Sequence[int]) -> list[float]:
-    return [started + at / 1000 for at in ats]
+def _times(started: float, axis: Axis) -> list[float]:
+    base = axis.base
+    return [started + (at + base) / 1000 for at in axis.ats]

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gpu_monitor.training.pieces import FIRST, WIDER, Level, extremes
@@ -22,8 +22,8 @@ class Thinned:
 
 
 def height_for(count: int, most: int) -> int | None:
-    """The highest level of a pyramid that has enough entries for `most` buckets; None: take the points."""
-    width = count // most
+    """The highest level of a pyramid that has at least two entries for each of `most` buckets; None: take the points."""
+    width = count // most // 2
     if width < FIRST:
         return None
     height = 0
@@ -32,36 +32,41 @@ def height_for(count: int, most: int) -> int | None:
     return height
 
 
-def bucketed(levels: Iterable[tuple[float, Level]], most: int, axis: str) -> Thinned:
-    """At most `most` buckets of about the same number of points out of entries in order of logging.
+def bucketed(parts: Sequence[tuple[float, Level]], most: int, axis: str) -> Thinned:
+    """At most `most` buckets of about the same number of points, out of levels that follow each other.
 
     Each level comes with the start of its segment (UTC epoch s). `axis`: step or time.
     """
-    x: list[float] = []
-    value: list[float] = []
-    least: list[float] = []
-    greatest: list[float] = []
-    parts = list(levels)
-    total = sum(sum(level.counts) for _, level in parts)
-    bucket = done = begin = 0
-    lows: list[float] = []
-    highs: list[float] = []
-    for started, level in parts:
-        begin = 0
-        for place, count in enumerate(level.counts):
-            done += count
-            now = done * most // total
-            if now == bucket and done < total:
-                continue
-            bucket = now
-            end = place + 1
-            lows.extend(level.least[begin:end])
-            highs.extend(level.most[begin:end])
-            least.append(extremes(lows)[0])
-            greatest.append(extremes(highs)[1])
-            value.append(level.values[place])
-            x.append(level.steps[place] if axis == "step" else started + level.ats[place] / 1000)
-            lows, highs, begin = [], [], end
-        lows.extend(level.least[begin:])
-        highs.extend(level.most[begin:])
-    return Thinned(x, value, least, greatest, True)
+    view = Thinned([], [], [], [], True)
+    total = sum(level.count for _, level in parts)
+    place = start = begin = (
+        0  # the level at hand, how many points lie before it, and its first entry not used
+    )
+    for bucket in range(1, most + 1):
+        target = bucket * total // most
+        lows: list[float] = []
+        highs: list[float] = []
+        last: tuple[int, int] | None = None
+        while place < len(parts):
+            level = parts[place][1]
+            size = len(level.values)
+            end = min(size, -(-(target - start) // level.width))
+            if end > begin:
+                lows.extend(level.least[begin:end])
+                highs.extend(level.most[begin:end])
+                last = (place, end - 1)
+                begin = end
+            if end < size or start + level.count > target:
+                break
+            start += level.count
+            place, begin = place + 1, 0
+        if last is not None:
+            started, level = parts[last[0]]
+            entry = last[1]
+            view.x.append(
+                level.steps[entry] if axis == "step" else started + (level.ats[entry] + level.base) / 1000
+            )
+            view.value.append(level.values[entry])
+            view.min.append(extremes(lows)[0])
+            view.max.append(extremes(highs)[1])
+    return view
