@@ -22,6 +22,7 @@ from gpu_monitor.server.store.slow import note_statement
 Row = Sequence[Any]
 _PARAMETERS = 3000
 """In one statement: above it nothing is gained, and SQLite takes 32,766 at most."""
+_LAST_HOUR = "UPDATE gpus SET last_hour = ? WHERE agent IN (SELECT value FROM json_each(?))"
 _RECEIPTS = """SELECT r.agent, r.hour, r.contract, r.period_seconds, r.revision, r.body_digest, r.quarantined, r.simulated
     FROM json_each(?) w CROSS JOIN receipts r ON r.agent = json_extract(w.value, '$[0]')
     AND r.hour BETWEEN json_extract(w.value, '$[1]') AND json_extract(w.value, '$[2]')"""
@@ -77,7 +78,11 @@ class SqliteRows:
 
     def set_last_hours(self, seen: Sequence[tuple[int, int]]) -> None:
         """All GPUs of these agents were seen in an hour: (hour, agent)."""
-        self._run("UPDATE gpus SET last_hour = ? WHERE agent = ?", seen, many=True)
+        agents: dict[int, list[int]] = {}
+        for hour, agent in seen:
+            agents.setdefault(hour, []).append(agent)
+        for hour, those in agents.items():
+            self._run(_LAST_HOUR, (hour, msgspec.json.encode(those).decode()))
 
     def set_status(self, agent: int, gpu: int, status: str, until: float) -> None:
         """Say why a GPU gives nothing, unless something newer than `until` is known of it."""
@@ -91,12 +96,11 @@ class SqliteRows:
         marks = ", ".join("?" * len(digests))
         return self._run(f"SELECT id, digest FROM facts WHERE digest IN ({marks})", tuple(digests))
 
-    def _run(self, statement: str, values: Sequence[Any], *, many: bool = False) -> list[Any]:
+    def _run(self, statement: str, values: Sequence[Any]) -> list[Any]:
         """The rows that a statement gives; what the driver refuses is told as SQLAlchemy tells it."""
         began = process_seconds()
         try:
-            run = self._driver.executemany if many else self._driver.execute
-            found: list[Any] = run(statement, values).fetchall()
+            found: list[Any] = self._driver.execute(statement, values).fetchall()
         except sqlite3.IntegrityError as error:
             raise IntegrityError(statement, None, error) from error
         except sqlite3.OperationalError as error:
