@@ -33,7 +33,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "experiments": ("gpu_monitor.cli.experiments", "list, show, export, archive and delete experiments"),
     "compare": ("gpu_monitor.cli.compare", "experiments side by side"),
     "sync": ("gpu_monitor.cli.sync", "upload experiments that lie on this machine"),
-    "demo": ("gpu_monitor.cli.demo", "agent and server together, to look at"),
+    "demo": ("gpu_monitor.cli.demo", "agent, server and a training together, to look at"),
     "serve": ("gpu_monitor.cli.serve", "run the central server"),
     "token": ("gpu_monitor.cli.token", "make, list or revoke the server's tokens"),
     "user": ("gpu_monitor.cli.user", "the people who may log in to the server"),

@@ -56,7 +56,7 @@ def test_reading_is_open_on_loopback_and_writing_is_not(server: Server) -> None:
 
 def test_a_new_token_counts_at_once_and_a_revoked_one_no_more_within_seconds(either: Server) -> None:
     server = either
-    token = server.token("--scope", "admin", "--name", "ops")
+    token = server.typed_token("--scope", "admin", "--name", "ops")
     listed = server.ask("GET", "/api/tokens", token=token)
     assert listed.status == 200
     mine = next(one for one in listed.json["items"] if one["name"] == "ops")
@@ -67,9 +67,9 @@ def test_a_new_token_counts_at_once_and_a_revoked_one_no_more_within_seconds(eit
 
 
 def test_what_a_token_may_is_what_it_was_made_for(server: Server) -> None:
-    writer = server.token("--contract", "12345")
+    writer = server.typed_token("--contract", "12345")
     assert server.ask("GET", "/api/session", token=writer).status == 403
-    reader = server.token("--scope", "read", "--contract", "12345")
+    reader = server.typed_token("--scope", "read", "--contract", "12345")
     me = server.ask("GET", "/api/session", token=reader).json
     assert (me["scopes"], me["contracts"]) == (["read"], ["12345"])
     assert server.ask("GET", "/api/users", token=reader).status == 403
@@ -118,7 +118,7 @@ def test_tokens_made_over_http_reach_no_further_than_who_makes_them(either: Serv
         assert server.ask("POST", "/api/tokens", beyond, headers=session).status == 403, beyond
     wrong = {"contract_number": "12345", "scopes": ["read"], "enrol": True}
     assert server.ask("POST", "/api/tokens", wrong, headers=session).status == 422
-    other = server.token("--contract", "777")
+    other = server.typed_token("--contract", "777")
     theirs = json.loads(server.command("token", "list", "--json").stdout)
     foreign = next(one["id"] for one in theirs if one["contract_number"] == "777")
     assert server.ask("DELETE", f"/api/tokens/{foreign}", headers=session).status == 404
@@ -277,7 +277,7 @@ def test_the_last_administrator_stays(server: Server) -> None:
 def test_the_audit_log_tells_who_did_what_without_secrets(either: Server) -> None:
     server = either
     add_user(server, "ada", "--admin")
-    token = server.token("--contract", "12345", "--name", "rack 7")
+    token = server.typed_token("--contract", "12345", "--name", "rack 7")
     server.ask("POST", "/api/session", {"name": "ada", "password": "not the password"})
     session, _ = login(server, "ada")
     assert server.ask(
