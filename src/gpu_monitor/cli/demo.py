@@ -1,4 +1,4 @@
-"""`gpu_monitor demo`: server and agent together in one terminal, with a day of history where GPUs are simulated."""
+"""`gpu_monitor demo`: server, agent and an example training in one terminal, with a day of history where GPUs are simulated."""
 
 from __future__ import annotations
 
@@ -13,17 +13,20 @@ import signal
 import socket
 import tempfile
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from gpu_monitor.cli.demo_parts import LINK, Asked, Ended, News, Program, Said, is_worth_showing
+from gpu_monitor.cli.demo_training import NAME
 from gpu_monitor.cli.logs import be_quiet
 from gpu_monitor.cli.options import Formatter, port
 from gpu_monitor.cli.sources import check_source_flags, open_machine
 from gpu_monitor.config.load import Loaded
 from gpu_monitor.config.model import Settings
 from gpu_monitor.config.server import NAMES
+from gpu_monitor.config.training import DIRECTORY, SERVER
+from gpu_monitor.config.training import NAMES as TRAINING
 from gpu_monitor.core.clock import Clock, SystemClock
 from gpu_monitor.core.errors import EXIT_DONE, ConfigError, GpuMonitorError
 from gpu_monitor.core.times import format_time
@@ -46,16 +49,19 @@ _STOP_SECONDS = 4.0
 _HOUR = 3600
 _MARKER = ".gpu_monitor-demo"
 """What an earlier demonstration left in its folder, so that another server's is not taken for one."""
+_TRAINING = "training"
+_NAMES = f"{NAME} {NAME}~2"
+"""The two runs of the example."""
 _READY = re.compile(r"gpu_monitor serves on (\S+)")
-_OWN = ("GPU_MONITOR_TOKEN", "GPU_MONITOR_TOKEN_FILE", "STATE_DIRECTORY", "NOTIFY_SOCKET", "WATCHDOG_USEC")
+_OWN = (*TRAINING, "GPU_MONITOR_EXPERIMENT_ID", "STATE_DIRECTORY", "NOTIFY_SOCKET", "WATCHDOG_USEC")
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the `demo` command."""
     parser = subparsers.add_parser(
         "demo",
-        help="agent and server together, to look at",
-        description="Run an agent and a server that belong together, in a folder of their own.",
+        help="agent, server and a training together, to look at",
+        description="Run an agent, a server and an example training that belong together, in a folder of their own.",
         epilog=EXAMPLES,
         formatter_class=Formatter,
     )
@@ -71,7 +77,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run both until Ctrl-C, SIGTERM or SIGHUP; 1 where one of them ended by itself."""
+    """Run all until Ctrl-C, SIGTERM or SIGHUP; 1 where one of them ended by itself."""
     if importlib.util.find_spec("fastapi") is None:
         raise GpuMonitorError(
             "the server's packages are not installed", "Run: pip install 'gpu-monitor[server]'"
@@ -98,12 +104,13 @@ class Demo:
     programs: list[Program] = field(default_factory=list)
 
     def run(self, port: int) -> int:
-        """Start both, tell where to look, end both."""
+        """Start them, tell where to look, end them."""
         try:
             url = self._start_server(port)
             if url is None:
                 return EXIT_DONE  # asked to end before the server was ready
             self._start_agent(url)
+            self._start_training(url)
             self._tell(url)
             return self._follow(url)
         except _EndedAlone as found:
@@ -148,12 +155,19 @@ class Demo:
         (self.folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
         self._launch("agent", words)
 
-    def _launch(self, name: str, words: list[str]) -> None:
+    def _start_training(self, url: str) -> None:
+        more = {SERVER: url, DIRECTORY: str(self.folder / "experiments")}
+        self._launch(_TRAINING, [], "gpu_monitor.cli.demo_training", more)
+
+    def _launch(
+        self, name: str, words: list[str], module: str = "gpu_monitor", own: Mapping[str, str] | None = None
+    ) -> None:
         """Start one of the programs, with none of the settings that the user's environment holds for others."""
         more = dict.fromkeys((*NAMES, *_OWN), "")
         state = str(self.folder / "state")
         more |= {"XDG_STATE_HOME": state, "LOCALAPPDATA": state, "NO_PROXY": "127.0.0.1,localhost"}
-        self.programs.append(Program(name, words, self.folder, self.news, more))
+        more |= own or {}
+        self.programs.append(Program(name, words, self.folder, self.news, more, module))
 
     def _tell(self, url: str) -> None:
         if self.simulated is not None:
@@ -165,6 +179,7 @@ class Demo:
         _say(f"the page       {url}/")
         _say(f"administer it  {self.link} (once)")
         _say(f"the API        {url}/docs    for example: curl {url}/api/fleet")
+        _say(f"the training   gpu_monitor compare {_NAMES} --server {url}")
         _say(f"for Prometheus {url}/metrics")
         _say(f"the agent      gpu_monitor -c {self.folder / 'config.json'} -sc")
         _say(f"the folder     {self.folder} ({'is kept' if self.is_kept else 'goes at the end'})")
@@ -202,7 +217,11 @@ class Demo:
         except queue.Empty:
             return None
         if isinstance(news, Ended):
-            raise _EndedAlone(news)
+            if news.program.name != _TRAINING or news.code != 0:
+                raise _EndedAlone(news)
+            _say(
+                f"the example training is over: gpu_monitor compare {_NAMES} --directory {self.folder / 'experiments'}"
+            )
         return news
 
     def _stop(self) -> None:

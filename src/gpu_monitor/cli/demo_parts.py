@@ -49,7 +49,7 @@ News = Said | Ended | Asked
 
 
 class Program:
-    """One `gpu_monitor` in a process of its own; what it says goes to a file and, as news, to `hears`."""
+    """One `gpu_monitor`, or another module, in a process of its own; what it says goes to a file and, as news, to `hears`."""
 
     def __init__(
         self,
@@ -58,13 +58,14 @@ class Program:
         folder: Path,
         hears: queue.SimpleQueue[News],
         more: Mapping[str, str],
+        module: str = "gpu_monitor",
     ) -> None:
         self.name = name
         self.log = folder / f"{name}.log"
         self.last: list[str] = []
         self._hears = hears
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "gpu_monitor", *words], cwd=folder, env={**os.environ, **more},
+            [sys.executable, "-m", module, *words], cwd=folder, env={**os.environ, **more},
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace",
         )  # fmt: skip
         threading.Thread(target=self._listen, name=f"{name}-hearer", daemon=True).start()

@@ -97,7 +97,7 @@ def test_a_simulated_day_is_there_and_ctrl_c_ends_all_of_it(tmp_path: Path) -> N
     with demonstration(tmp_path, "--simulate", "2:l40s", "--directory", str(folder)) as demo:
         url = demo.wait_for(URL)[1]
         assert any("SIMULATED" in line for line in demo.said)
-        assert len(demo.programs) == 2
+        assert len(demo.programs) == 3
         demo.wait_for("a day of history is there")
         strip = get(f"{url}/api/reports?limit=100")["items"]
         assert len(strip) >= 23
@@ -110,6 +110,14 @@ def test_a_simulated_day_is_there_and_ctrl_c_ends_all_of_it(tmp_path: Path) -> N
             pass
         with opener.open(f"{url}/api/session", timeout=PATIENCE) as answer:
             assert json.load(answer)["kind"] == "local"
+        if not any("the example training is over" in line for line in demo.said):
+            demo.wait_for("the example training is over")
+        runs = get(f"{url}/api/experiments")["items"]
+        assert [(one["name"], one["status"], one["last_step"]) for one in runs] == [
+            ("two_moons", "completed", 299)
+        ] * 2
+        compared = get(f"{url}/api/compare?ids=two_moons&ids=two_moons~2")
+        assert [one["name"] for one in compared["params"] if one["differs"]] == ["learning_rate"]
         assert "code=" not in (folder / "server.log").read_text(), "no log keeps the link"
         token = folder / "state/gpu_monitor/local.token"
         assert stat.S_IMODE(token.stat().st_mode) == 0o600
@@ -161,7 +169,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
 def test_when_one_program_ends_the_other_does_and_the_reason_is_told(tmp_path: Path) -> None:
     with demonstration(tmp_path, "--simulate", "1", "--directory", "here") as demo:
         demo.wait_for(URL)
-        server, agent = demo.programs
+        server, agent, _training = demo.programs
         assert "serve" in server.cmdline()
         server.kill()
         demo.wait_for("the server ended by itself with exit code -9")
