@@ -18,6 +18,7 @@ from gpu_monitor.agent.recovery import Machine, begin_run, end_run, insert_run
 from gpu_monitor.agent.resume import Running, resume_run
 from gpu_monitor.agent.retain import Retention
 from gpu_monitor.agent.rollup import Rollup
+from gpu_monitor.agent.run_watch import RunWatch
 from gpu_monitor.agent.schedule import Job, Schedule
 from gpu_monitor.agent.store import Store
 from gpu_monitor.agent.waiting import Queue
@@ -59,6 +60,8 @@ class Parts:
     """The pid of another agent that took the store over, None while it is ours alone."""
     live: Live | None = None
     """What tells the server of the present; None: it is not told."""
+    runs: RunWatch | None = None
+    """What watches the trainings that registered here; None: nobody does."""
     settle: Callable[[], None] = lambda: None
     """Writes what every start writes (node, identity, plan) into a store that was mended or is a new one."""
 
@@ -96,6 +99,8 @@ class Agent:
         )
         if parts.live is not None:
             hooks = replace(hooks, seen=parts.live.seen, watched=parts.live.watched)
+        if parts.runs is not None:
+            hooks = replace(hooks, seen=_both(hooks.seen, parts.runs.seen))
         self._hooks = hooks
         self._beat = Beat(pace, hooks, parts.clock, stop)
 
@@ -122,9 +127,13 @@ class Agent:
         self._schedule.start()
         if parts.live is not None:
             parts.live.start()
+        if parts.runs is not None:
+            parts.runs.start()
         try:
             self._beat.run()
         finally:
+            if parts.runs is not None:
+                parts.runs.stop()
             if parts.live is not None:
                 parts.live.stop()
             self._schedule.stop()
@@ -372,6 +381,18 @@ class Agent:
         if removed:
             _LOG.info("retention removed %s", ", ".join(f"{count} {name}" for name, count in removed.items()))
         return 3600.0
+
+
+def _both(
+    first: Callable[[Round, float], None], second: Callable[[Round, float], None]
+) -> Callable[[Round, float], None]:
+    """Shows a round to both."""
+
+    def show(found: Round, at: float) -> None:
+        first(found, at)
+        second(found, at)
+
+    return show
 
 
 def _name(identity: Identity) -> str:

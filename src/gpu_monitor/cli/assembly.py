@@ -8,6 +8,7 @@ import logging
 import os
 import platform
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from gpu_monitor.agent.live import Live, Origin
 from gpu_monitor.agent.recovery import Machine
 from gpu_monitor.agent.retain import Limits, Retention
 from gpu_monitor.agent.rollup import Rollup
+from gpu_monitor.agent.run_watch import RunWatch
 from gpu_monitor.agent.service import Parts
 from gpu_monitor.agent.ship import Shipper, SinkFactory
 from gpu_monitor.agent.store import LOCAL_NODE, Store
@@ -30,16 +32,20 @@ from gpu_monitor.cli.clocks import choose_clock
 from gpu_monitor.cli.sources import Chosen, choose_source, is_played
 from gpu_monitor.config.load import Loaded, read_token, service_environment
 from gpu_monitor.config.model import Settings
+from gpu_monitor.config.training import REGISTRY, SHARED_REGISTRY, base_address, runtime_directory
 from gpu_monitor.core.buckets import PeriodPlan
 from gpu_monitor.core.clock import Clock
 from gpu_monitor.core.errors import ConfigError
 from gpu_monitor.core.model import Identity, Round, Span
 from gpu_monitor.core.ports import HostSource, ProcessLookup
 from gpu_monitor.service.notify import Notifier
+from gpu_monitor.sinks.endings import HttpEndings
+from gpu_monitor.sinks.experiments import ExperimentServer
 from gpu_monitor.sinks.http import HttpSink
 from gpu_monitor.sinks.line import Peer, Target
 from gpu_monitor.sinks.live import HttpLiveSink
 from gpu_monitor.sinks.tokens import NodeTokens, token_path
+from gpu_monitor.sources.host.experiments import SHARED_FOLDER, USER_FOLDER
 from gpu_monitor.sources.host.kernel_log import KernelLog
 from gpu_monitor.sources.host.machine import boot_id, boot_time, machine_id
 from gpu_monitor.sources.host.processes import ProcessDirectory
@@ -149,6 +155,7 @@ def _build(
     given.retain(reporting_ids(writer))
     shipper = _shipper(args, current, peers, given, writer, clock, stop, stack)
     live = None if args.offline else _live(current, peers, given, node, clock, stop)
+    runs = None if played or sys.platform != "linux" else _runs(args, current, peers, given, node, stop)
     ballast = Ballast(loaded.store, settings.database.ballast_mb)
     ballast.lay()
     notifier = Notifier.from_environment(service_environment(), os.getpid())
@@ -167,7 +174,7 @@ def _build(
         ballast=lambda down: ballast.lay() if down else ballast.give_up(),
         xids=xids, watchdog=notifier.watchdog, ready=lambda: _say_ready(notifier, chosen.describe),
         alive_seconds=notifier.watchdog_seconds / 3 if notifier.watchdog_seconds else None,
-        settle=settle_again, live=live,
+        settle=settle_again, live=live, runs=runs,
     )  # fmt: skip
 
     def apply(fresh: Loaded) -> None:
@@ -177,6 +184,8 @@ def _build(
             _say_target(before, fresh.settings.server.url)
         if live is not None:
             live.change()
+        if runs is not None:
+            runs.change()
         retention.limits = _limits(fresh.settings)
         store.plan = keep_plan(writer, fresh.settings.collection.aggregation_interval_hours, clock.now())
 
@@ -214,7 +223,9 @@ def _name(settings: Settings) -> str:
 def _machine_readers(loaded: Loaded) -> tuple[HostSource | None, ProcessLookup | None]:
     collection = loaded.settings.collection
     host = open_host(str(loaded.store.parent)) if collection.host else None
-    return host, ProcessDirectory(mode=collection.processes)
+    own = runtime_directory()
+    places = (SHARED_FOLDER, USER_FOLDER, *([str(own / REGISTRY)] if own is not None else []))
+    return host, ProcessDirectory(mode=collection.processes, registries=places)
 
 
 def _xid_watch(settings: Settings, played: bool) -> XidWatch:
@@ -304,6 +315,42 @@ def _live(
         )
 
     return Live(open_sink, origin, clock)
+
+
+def _registries() -> tuple[str, ...]:
+    """Where trainings register: the service's folder, and those of the users whose we may read."""
+    own = runtime_directory()
+    return (SHARED_REGISTRY, f"/run/user/*/{REGISTRY}", *([str(own / REGISTRY)] if own is not None else []))
+
+
+def _runs(
+    args: argparse.Namespace,
+    current: list[Loaded],
+    peers: list[Peer],
+    given: NodeTokens,
+    node: list[str],
+    stop: threading.Event,
+) -> RunWatch:
+    """What watches the trainings that registered on this machine."""
+
+    def has_server() -> bool:
+        return current[0].settings.server.url is not None and not args.offline
+
+    def open_endings() -> HttpEndings | None:
+        if not has_server():
+            return None
+        return HttpEndings(_target(current[0]), lambda: read_token(current[0]), stop, peers[0], given=given)
+
+    def open_server() -> ExperimentServer | None:
+        if not has_server():
+            return None
+        target = _target(current[0])
+        return ExperimentServer(base_address(target.url), lambda: read_token(current[0]), target.ca_file)
+
+    def open_log() -> KernelLog | None:
+        return KernelLog() if current[0].settings.collection.kernel_log else None
+
+    return RunWatch(_registries(), open_endings, open_server, lambda: node[0], open_log=open_log)
 
 
 def settle(writer: Writer, store: Store, settings: Settings, clock: Clock) -> str:

@@ -31,6 +31,8 @@ class Process:
     start_ticks: int | None
     ns_pid: int | None
     parent_ticks: int | None = None
+    pid_ns: int | None = None
+    """The number of its pid namespace: who is in the same one sees it."""
 
 
 def find_process(proc: str = "/proc") -> Process:
@@ -42,6 +44,7 @@ def find_process(proc: str = "/proc") -> Process:
         boot_id=boot_id.strip() if boot_id else None,
         start_ticks=start_ticks("self", proc),
         ns_pid=int(spaces[1].split()[-1]) if spaces else None,
+        pid_ns=_inode(f"{proc}/self/ns/pid"),
     )
 
 
@@ -172,6 +175,13 @@ def _user() -> str | None:
         return pwd.getpwuid(os.getuid()).pw_name
     except KeyError:
         return str(os.getuid())
+
+
+def _inode(path: str) -> int | None:
+    try:
+        return os.stat(path).st_ino
+    except OSError:
+        return None
 
 
 def _read(path: str) -> str | None:

@@ -65,6 +65,7 @@ def start(recorder: Recorder, options: Options) -> Registration:
         "start_ticks": process.start_ticks,
         "boot_id": process.boot_id,
         "ns_pid": process.ns_pid,
+        "pid_ns": process.pid_ns,
         "segment": recorder.segment,
         "folder": str(recorder.folder.absolute()),
         "name": recorder.run.name,

@@ -22,13 +22,14 @@ _REASON_KEYS = ("error", "detail", "message", "reason", "reasons", "errors", "ti
 class Accepts:
     """What the server says it takes beside plain single reports; URLs are relative to the report's.
 
-    `samples`: where live samples go. `watch_seconds`: the pace that somebody who looks at this node asks for.
+    `samples`: where live samples go; `experiments`: below which the ends of runs are told. `watch_seconds`: the pace that somebody who looks at this node asks for.
     """
 
     encodings: frozenset[str] = frozenset()
     batch: str | None = None
     samples: str | None = None
     watch_seconds: float | None = None
+    experiments: str | None = None
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ def read_accepts(answer: Mapping[str, Any]) -> Accepts | None:
         _place(found.get("batch")),
         _place(found.get("samples")),
         _pace(found.get("watch_seconds")),
+        _place(found.get("experiments")),
     )
 
 

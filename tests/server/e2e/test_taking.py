@@ -33,6 +33,7 @@ ACCEPTS = {
     "encodings": ["gzip", "zstd"],
     "batch": "metrics/batch",
     "samples": "samples",
+    "experiments": "experiments",
 }
 
 

@@ -46,6 +46,7 @@ class Accepts(msgspec.Struct, frozen=True):
     encodings: tuple[str, ...] = ENCODINGS
     batch: str = "metrics/batch"
     samples: str = "samples"
+    experiments: str = "experiments"
 
 
 class Taken(msgspec.Struct, frozen=True):

@@ -7,19 +7,11 @@ be the process's own.
 
 from __future__ import annotations
 
-import json
-import os
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 
 from gpu_monitor.config.training import REGISTRY, SHARED_REGISTRY
-from gpu_monitor.sources.host.proc_files import EXPERIMENT_ID
-
-# A registration has four short fields; anything longer is not one of ours.
-_LONGEST_FILE = 4096
-# More processes with experiments than this do not share one machine's GPUs.
-_MOST_FILES = 1024
+from gpu_monitor.sources.host.registrations import Registration, read_registration, scan_folder
 
 
 @dataclass(frozen=True)
@@ -28,15 +20,6 @@ class Asker:
 
     uid: int
     pids: tuple[int, ...]
-    start_ticks: int
-    boot_id: str | None
-
-
-@dataclass(frozen=True)
-class _Registration:
-    owner: int
-    experiment_id: str
-    pid: int
     start_ticks: int
     boot_id: str | None
 
@@ -79,7 +62,7 @@ class _Folder:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._scanned_at: int | None = None
-        self._files: dict[str, tuple[tuple[int, int, int], _Registration | None]] = {}
+        self._files: dict[str, Registration] = {}
 
     def find(self, asker: Asker) -> str | None:
         """First by the name the SDK gives its file, which no flood of other files can hide."""
@@ -88,73 +71,19 @@ class _Folder:
         except OSError:
             return None
         for pid in asker.pids:
-            registration = self._read(f"{pid}-{asker.start_ticks}.json")
+            registration = read_registration(self._path / f"{pid}-{asker.start_ticks}.json")
             if registration is not None and _is_for(registration, asker):
                 return registration.experiment_id
         if changed != self._scanned_at:
-            self._scan()
+            self._files = scan_folder(self._path, self._files)
             self._scanned_at = changed
-        for _, kept in self._files.values():
-            if kept is not None and _is_for(kept, asker):
+        for kept in self._files.values():
+            if _is_for(kept, asker):
                 return kept.experiment_id
         return None
 
-    def _scan(self) -> None:
-        """Read what is new among the first files of the folder."""
-        before, self._files = self._files, {}
-        try:
-            with os.scandir(self._path) as entries:
-                for entry in entries:
-                    if len(self._files) >= _MOST_FILES:
-                        break
-                    if not entry.name.endswith(".json") or not entry.is_file(follow_symlinks=False):
-                        continue
-                    about = entry.stat(follow_symlinks=False)
-                    mark = (about.st_ino, about.st_mtime_ns, about.st_size)
-                    known = before.get(entry.name)
-                    registration = known[1] if known and known[0] == mark else self._read(entry.name)
-                    self._files[entry.name] = (mark, registration)
-        except OSError:
-            return  # removed meanwhile: the next look begins anew
 
-    def _read(self, name: str) -> _Registration | None:
-        """One file, if it is a plain small one; links, pipes and devices are never opened for reading."""
-        try:
-            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-            descriptor = os.open(self._path / name, flags)
-        except OSError:
-            return None
-        try:
-            about = os.fstat(descriptor)
-            if not stat.S_ISREG(about.st_mode) or about.st_size > _LONGEST_FILE:
-                return None
-            content = os.read(descriptor, _LONGEST_FILE)
-        except OSError:
-            return None
-        finally:
-            os.close(descriptor)
-        return _parse(content, about.st_uid)
-
-
-def _parse(content: bytes, owner: int) -> _Registration | None:
-    try:
-        said = json.loads(content)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(said, dict):
-        return None
-    experiment_id, boot_id = said.get("experiment_id"), said.get("boot_id")
-    pid, start_ticks = said.get("pid"), said.get("start_ticks")
-    if not isinstance(experiment_id, str) or not EXPERIMENT_ID.fullmatch(experiment_id):
-        return None
-    if not isinstance(pid, int) or not isinstance(start_ticks, int):
-        return None
-    if boot_id is not None and not isinstance(boot_id, str):
-        return None
-    return _Registration(owner, experiment_id, pid, start_ticks, boot_id)
-
-
-def _is_for(registration: _Registration, asker: Asker) -> bool:
+def _is_for(registration: Registration, asker: Asker) -> bool:
     return (
         registration.owner == asker.uid
         and registration.pid in asker.pids

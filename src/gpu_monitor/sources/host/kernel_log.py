@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from gpu_monitor.core.clock import Clock, SystemClock
@@ -19,6 +19,10 @@ _XID = re.compile(
 _PID = re.compile(r"pid='?(?P<pid>\d+|<unknown>)'?(?:, *|$)")
 _NAME = re.compile(r"name=(?P<name>.*?)(?:, |,?$)")
 _PCI = re.compile(r"(?:PCI:)?([0-9a-f]{4,8}):([0-9a-f]{2}):([0-9a-f]{2})(?:\.([0-7]))?", re.IGNORECASE)
+# Out of memory: Killed process 4711 (python) total-vm:... ; Memory cgroup out of memory: Killed process ...
+_KILLED = re.compile(
+    rb"(?:[Mm]emory cgroup )?[Oo]ut of memory(?: \(oom_kill_allocating_task\))?: Killed process (\d+)"
+)
 _ESCAPED = re.compile(rb"\\x([0-9a-f]{2})")
 
 # No record is longer: CONSOLE_EXT_LOG_MAX, later PRINTK_MESSAGE_MAX, in the kernel's printk.
@@ -94,8 +98,18 @@ def parse_record(record: bytes, now: float, monotonic: float) -> KernelXid | Non
     return parse_xid(text.decode("utf-8", "replace"), min(now, now - (monotonic - stamp / 1e6)))
 
 
+def parse_killed(record: bytes) -> int | None:
+    """The pid in a record of /dev/kmsg that tells of a process killed for want of memory; None where it tells of none."""
+    head, separator, message = record.partition(b";")
+    priority = head.split(b",")[0]
+    if not separator or not priority.isdigit() or int(priority) >> 3 != 0:
+        return None
+    match = _KILLED.match(message.split(b"\n", 1)[0])
+    return int(match[1]) if match else None
+
+
 class KernelLog:
-    """Xid messages that the kernel logs from the moment it is opened.
+    """What the kernel logs from the moment it is opened: Xid messages, or who was killed for want of memory.
 
     Where the log cannot be read (containers, no CAP_SYSLOG) `reason` says why and nothing is read.
     Reading takes one system call when nothing is new.
@@ -127,10 +141,19 @@ class KernelLog:
 
         Messages that were overwritten before they could be read are counted in `overruns`.
         """
-        found: list[KernelXid] = []
-        if self._fd is None:
-            return found
         now, monotonic = self._clock.now(), self._clock.monotonic()
+        found = (parse_record(record, now, monotonic) for record in self._records())
+        return [xid for xid in found if xid is not None]
+
+    def read_killed(self) -> list[int]:
+        """Processes that the kernel killed for want of memory since the last call, by their pids on this machine."""
+        found = (parse_killed(record) for record in self._records())
+        return [pid for pid in found if pid is not None]
+
+    def _records(self) -> Iterator[bytes]:
+        """The records since the last call."""
+        if self._fd is None:
+            return
         for _ in range(_RECORDS_PER_READ):
             try:
                 chunk = self._read(self._fd, _RECORD_BYTES)
@@ -145,9 +168,7 @@ class KernelLog:
                 break
             if not chunk:
                 break
-            if xid := parse_record(chunk, now, monotonic):
-                found.append(xid)
-        return found
+            yield chunk
 
     def close(self) -> None:
         """Close the log; further reads give nothing."""
