@@ -244,9 +244,12 @@ def test_what_is_logged_after_the_end_is_told_and_not_kept(tmp_path: Path) -> No
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no fork")
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
-@pytest.mark.parametrize(("body", "status"), [("pass", "completed"), ("raise ValueError('odd')", "failed")])
+@pytest.mark.parametrize(
+    ("body", "code", "status"),
+    [("pass", 0, "completed"), ("raise ValueError('odd')", 1, "failed"), ("sys.exit(6)", 6, "failed")],
+)
 def test_a_process_of_multiprocessing_ends_its_own_experiment(
-    tmp_path: Path, method: str, body: str, status: str
+    tmp_path: Path, method: str, body: str, code: int, status: str
 ) -> None:
     done = run(
         f"""
@@ -263,6 +266,6 @@ def test_a_process_of_multiprocessing_ends_its_own_experiment(
         """,
         tmp_path,
     )
-    assert done.stdout == ("0\n" if status == "completed" else "1\n"), done.stderr
+    assert done.stdout == f"{code}\n", done.stderr
     (log,) = logs(tmp_path)
     assert last_status(log)[0] == status

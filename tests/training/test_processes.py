@@ -14,6 +14,7 @@ import pytest
 
 from gpu_monitor.training.reading import list_experiments, open_experiment
 from gpu_monitor.training.stored import StoredExperiment
+from tests.e2e.waiting import until
 from tests.training.runs import environment, last_status, logs, of_kind, points, records, run, running, start
 
 TELLING = """
@@ -191,7 +192,9 @@ def test_the_parents_death_is_seen_while_its_forked_child_lives(tmp_path: Path) 
         process.stdout.readline()
         process.wait(timeout=60)
         stored = StoredExperiment(logs(tmp_path)[0].parent)
-        assert stored.status == "crashed"
+        # As soon as the child has come to its senses.
+        until(lambda: stored.status == "crashed", "the parent is seen to be gone")
+        assert process.poll() == -signal.SIGKILL
         process.stdin.close()
 
 

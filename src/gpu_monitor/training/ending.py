@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 import threading
-from types import FrameType, ModuleType, TracebackType
+from types import CodeType, FrameType, ModuleType, TracebackType
 from typing import Any, Protocol
 
 LONGEST_REASON = 2_000
@@ -74,6 +74,7 @@ class ProcessEnd:
         self._ended: Ended | None = None
         self._exit: tuple[object] | None = None
         self._outermost: FrameType | None = None
+        self._child_frame: FrameType | None = None
         self._is_installed = False
         self._is_registered = False
         self._before: dict[str, Any] = {}
@@ -180,21 +181,23 @@ class ProcessEnd:
 
     def _by_exit(self) -> Ended:
         """An exit code counts where its exception left the outermost frame: one that was caught ended nothing."""
+        if self._child_frame is not None:
+            return _of_child(self._child_frame)
         if _has_returned(self._outermost):
             return of_exit(0)
         # `raise SystemExit(…)` of the program's own leaves no trace of its code.
         return of_exit(self._exit[0]) if self._exit is not None else ("completed", {})
 
     def _watch_as_child(self, ending: Ending) -> None:
-        """A process of `multiprocessing` ends without `atexit`, but runs its own finalizers."""
+        """A process of `multiprocessing` ends without `atexit` in most versions, but runs its own finalizers."""
         process, util = sys.modules.get("multiprocessing.process"), sys.modules.get("multiprocessing.util")
         if process is None or util is None or process.parent_process() is None:
             return
+        self._child_frame = self._child_frame or _frame_of(process.BaseProcess._bootstrap.__code__)
 
         def finish() -> None:
             if ending in self._watched:
-                error = sys.exc_info()[1]
-                ending.end(*(of_exception(error) if error is not None else of_exit(0)))
+                ending.end(*(self._ended or self._by_exit()))
 
         util.Finalize(None, finish, exitpriority=100)
 
@@ -209,7 +212,7 @@ class ProcessEnd:
     def _in_child(self) -> None:
         self._held = []
         self._ended = self._exit = None
-        self._outermost = None
+        self._outermost = self._child_frame = None
         for ending in self._watched:
             ending.fork()
 
@@ -233,6 +236,21 @@ def _outermost_frame() -> FrameType | None:
     while frame is not None and frame.f_back is not None:
         frame = frame.f_back
     return frame
+
+
+def _frame_of(code: CodeType) -> FrameType | None:
+    """The frame in this thread's stack that runs some code."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and frame.f_code is not code:
+        frame = frame.f_back
+    return frame
+
+
+def _of_child(frame: FrameType) -> Ended:
+    """How a process of `multiprocessing` ends: its frame knows the exit code, or the exception is still on its way."""
+    code = frame.f_locals.get("exitcode")
+    error = sys.exc_info()[1]
+    return of_exception(error) if code is None and error is not None else of_exit(code)
 
 
 def _has_returned(frame: FrameType | None) -> bool:
