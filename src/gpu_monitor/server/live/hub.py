@@ -45,13 +45,15 @@ _AT_ONCE = 64
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds. A message goes out at most every `turn`; where nothing changes, one every `beat` says so.
+    """Seconds. A message goes out at most every `turn`; where nothing changes, one every `beat` says so. Those who
+    watch experiments are told of them every `runs`, so that a point is seen within a second of its log call.
 
     The picture is kept for `linger` after the last viewer left: a page that is loaded again finds it. A viewer
     that takes no message for `stuck` is let go.
     """
 
     turn: float = 1.0
+    runs: float = 0.25
     beat: float = 5.0
     linger: float = 60.0
     stuck: float = 30.0
@@ -149,7 +151,7 @@ class Hub:
         self._fleets: dict[tuple[frozenset[int] | None, bool], tuple[bytes, int]] = {}
         self._totals: dict[tuple[int, bool], Totals] = {}
         self._totals_turn = -1
-        self._last_message = 0.0
+        self._last_message = self._last_brief = 0.0
         self._task: asyncio.Task[None] | None = None
         self._executor: ThreadPoolExecutor | None = None
         self._is_failing = False
@@ -356,20 +358,28 @@ class Hub:
 
     async def _rest(self) -> None:
         """Wait for news, a turn at most; and, after a message, for a turn at least."""
+        wanted = self._wanted_runs()
         try:
-            await asyncio.wait_for(self._changed.wait(), self._pace.turn)
+            await asyncio.wait_for(self._changed.wait(), self._pace.runs if wanted else self._pace.turn)
         except asyncio.TimeoutError:
             self._changed.clear()
         early = self._last_message + self._pace.turn - self._loop.time()
+        if wanted:
+            early = min(early, self._last_brief + self._pace.runs - self._loop.time())
         if early > 0:
             await asyncio.sleep(early)
         self._changed.clear()
 
+    def _wanted_runs(self) -> frozenset[str]:
+        return frozenset(uid for group in self._groups.values() for uid in group.wanted.experiments)
+
     async def _take_turn(self) -> None:
         fresh: _Fresh | None = None
-        wanted = frozenset(uid for group in self._groups.values() for uid in group.wanted.experiments)
+        wanted = self._wanted_runs()
+        is_early = self._loop.time() < self._last_message + self._pace.turn
+        is_brief = bool(wanted) and self._mark is not None and is_early
         try:
-            fresh = await self._in_thread(lambda: self._read(wanted))
+            fresh = await self._in_thread(lambda: self._read(wanted, is_brief))
         except StorageError as error:
             self._say_failing(error)
         else:
@@ -388,15 +398,18 @@ class Hub:
             self._turn += 1
         else:
             return
-        self._last_message = self._loop.time()
-        await self._wake_all()
+        self._last_brief = self._loop.time()
+        if not is_brief:
+            self._last_message = self._last_brief
+        await self._wake_all(is_brief)
 
-    def _read(self, wanted: frozenset[str]) -> _Fresh | None:
-        """What changed since the picture was taken, and of the experiments `wanted`; None where nothing did."""
+    def _read(self, wanted: frozenset[str], is_brief: bool) -> _Fresh | None:
+        """What changed since the picture was taken, and of the experiments `wanted` (`is_brief`: only of them); None
+        where nothing did."""
         mark = self._mark
         try:
             with self._store.read() as connection:
-                newest = newest_mark(connection)
+                newest = mark if is_brief and mark is not None else newest_mark(connection)
                 runs = self._reader.read(connection, wanted, self._clock.now())
                 if mark == newest:
                     return _Fresh(newest, [], is_whole=False, runs=runs) if runs else None
@@ -413,9 +426,12 @@ class Hub:
             _LOG.error("live pages stand still: %s", error)
         self._is_failing = True
 
-    async def _wake_all(self) -> None:
+    async def _wake_all(self, is_brief: bool) -> None:
+        """Wake all viewers, or only those who watch experiments."""
         now = self._loop.time()
         for number, viewer in enumerate(list(self._viewers), 1):
+            if is_brief and (viewer.group is None or not viewer.group.wanted.experiments):
+                continue
             if viewer.sending_since is not None and now - viewer.sending_since > self._pace.stuck:
                 if viewer.let_go is not None:
                     viewer.let_go()
