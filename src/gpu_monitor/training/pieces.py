@@ -160,6 +160,18 @@ def extremes(values: Sequence[float]) -> tuple[float, float]:
     return min(values), max(values)
 
 
+def least_of(values: Sequence[float]) -> float:
+    """The least finite value; NaN where there is none."""
+    total = sum(values)
+    return min(values) if total - total == 0 else extremes(values)[0]
+
+
+def most_of(values: Sequence[float]) -> float:
+    """The greatest finite value; NaN where there is none."""
+    total = sum(values)
+    return max(values) if total - total == 0 else extremes(values)[1]
+
+
 def _extremes_of(values: Sequence[float], width: int) -> tuple[list[float], list[float]]:
     """The extremes of each bucket of `width` values."""
     pairs = [extremes(values[start : start + width]) for start in range(0, len(values), width)]

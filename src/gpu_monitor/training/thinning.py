@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gpu_monitor.training.pieces import FIRST, WIDER, Level, extremes
+from gpu_monitor.training.pieces import FIRST, WIDER, Level, least_of, most_of
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ def bucketed(parts: Sequence[tuple[float, Level]], most: int, axis: str) -> Thin
     """
     view = Thinned([], [], [], [], True)
     total = sum(level.count for _, level in parts)
+    columns = [(list(level.least), list(level.most)) for _, level in parts]
     place = start = begin = (
         0  # the level at hand, how many points lie before it, and its first entry not used
     )
@@ -52,8 +53,9 @@ def bucketed(parts: Sequence[tuple[float, Level]], most: int, axis: str) -> Thin
             size = len(level.values)
             end = min(size, -(-(target - start) // level.width))
             if end > begin:
-                lows.extend(level.least[begin:end])
-                highs.extend(level.most[begin:end])
+                least, greatest = columns[place]
+                lows += least[begin:end]
+                highs += greatest[begin:end]
                 last = (place, end - 1)
                 begin = end
             if end < size or start + level.count > target:
@@ -67,6 +69,6 @@ def bucketed(parts: Sequence[tuple[float, Level]], most: int, axis: str) -> Thin
                 level.steps[entry] if axis == "step" else started + (level.ats[entry] + level.base) / 1000
             )
             view.value.append(level.values[entry])
-            view.min.append(extremes(lows)[0])
-            view.max.append(extremes(highs)[1])
+            view.min.append(least_of(lows))
+            view.max.append(most_of(highs))
     return view
