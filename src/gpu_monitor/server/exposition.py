@@ -15,14 +15,19 @@ OWN = "gpu_monitor_server_"
 _HELP = {
     "commit_seconds": "time that writing a group of reports took, from the begin of its transaction to its end",
     "errors_total": "requests that failed for a reason nobody foresaw",
+    "experiments_commit_seconds": "time that writing a group of uploads of experiments took",
     "live_viewers": "open live sockets",
     "queue_bytes": "bytes of what waits for the writer",
     "queue_reports": "reports that wait for the writer",
+    "queue_uploads": "uploads of experiments that wait for their writer",
     "refused_total": "requests that were refused for who made them",
     "rejects_total": "reports that were refused, by reason or status",
     "reports_total": "reports that were answered, by outcome",
     "turned_away_total": "reports that were told to come again, because too many waited",
-    "write_failures_total": "groups of reports that could not be written",
+    "uploads_refused_total": "uploads of experiments that were refused, by status or reason",
+    "uploads_total": "uploads of experiments that were taken, repeats too",
+    "uploads_turned_away_total": "uploads of experiments that were told to come again, because too many waited",
+    "write_failures_total": "groups of reports or uploads that could not be written",
 }
 _ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n"})
 
