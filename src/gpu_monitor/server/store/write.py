@@ -430,11 +430,11 @@ class _Group:
         revision = shaped.intake.revision
         is_held = judged.is_held
         if is_held:
-            uids = [gpu.uid for gpu in shaped.gpus]
-            strange = None if receipt is None else refuse_stranger(self.connection, receipt, uids)
-            if strange is not None:
-                self.answers[place] = strange
-                return
+            if receipt is not None:
+                strange = refuse_stranger(self.connection, receipt, [gpu.uid for gpu in shaped.gpus])
+                if strange is not None:
+                    self.answers[place] = strange
+                    return
             lacking = find_room(node, [(gpu.uid, gpu.source) for gpu in shaped.gpus])
             if lacking:
                 shaped = without(shaped, lacking, _NO_ROOM)

@@ -166,11 +166,10 @@ class PostgresRows:
         """Run what waits: data-modifying parts of one WITH, which all see the rows as they were before it."""
         if not self._waiting:
             return
-        *parts, last = [statement for statement, _ in self._waiting]
+        statements = tuple(statement for statement, _ in self._waiting)
         values = [value for _, part in self._waiting for value in part]
         self._waiting = []
-        begin = ", ".join(f"part_{number} AS ({part})" for number, part in enumerate(parts))
-        self._run(f"WITH {begin} {last}" if begin else last, values)
+        self._run(_joint(statements), values)
 
     def _copy(self, table: Table, columns: Sequence[str], rows: Sequence[Row]) -> None:
         statement, kinds = _copy_of(table, tuple(columns))
@@ -209,7 +208,7 @@ class PostgresRows:
             self.send()
         began = process_seconds()
         with self._told(statement):
-            cursor = self._driver.execute(statement, values)
+            cursor = _cursor(self._driver).execute(_numbered(statement), values)
             found: list[Any] = [] if cursor.description is None else cursor.fetchall()
         note_statement(statement, process_seconds() - began)
         return found
@@ -244,6 +243,20 @@ def _insert(table: Table, columns: tuple[str, ...], tail: str) -> tuple[str, lis
 def _copy_of(table: Table, columns: tuple[str, ...]) -> tuple[str, list[str]]:
     kinds = [_type_of(table, name) for name in columns]
     return f"COPY {table.name} ({_quoted(columns)}) FROM STDIN (FORMAT BINARY)", kinds
+
+
+@lru_cache(64)
+def _joint(statements: tuple[str, ...]) -> str:
+    *parts, last = statements
+    begin = ", ".join(f"part_{number} AS ({part})" for number, part in enumerate(parts))
+    return f"WITH {begin} {last}" if begin else last
+
+
+@lru_cache(256)
+def _numbered(statement: str) -> str:
+    """With PostgreSQL's own marks, $1 and so on: the driver would look for the others anew each time."""
+    first, *rest = statement.split("%s")
+    return first + "".join(f"${number}{part}" for number, part in enumerate(rest, 1))
 
 
 def _quoted(columns: Iterable[str]) -> str:
@@ -285,6 +298,12 @@ def _check_ranges(into: str, columns: Sequence[str], types: Sequence[str], rows:
                     f"{into}.{name} is to hold a number that is none of its kind ({kind}): {error}",
                     "Nothing of this group was written. This is a fault of the server: report it.",
                 ) from error
+
+
+def _cursor(driver: Any) -> Any:
+    import psycopg  # heavy, and loaded by now: this is its connection
+
+    return psycopg.RawCursor(driver)
 
 
 def _client_cursor(driver: Any) -> Any:
