@@ -196,7 +196,7 @@ def _storm(
 
 
 @contextlib.contextmanager
-def _place(keep: str | None) -> Iterator[Path]:
+def place(keep: str | None) -> Iterator[Path]:
     if keep:
         Path(keep).mkdir(parents=True)
         yield Path(keep)
@@ -232,8 +232,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if WHY_NOT and "postgresql" in kinds:
         print(f"soak: NOT RUN on PostgreSQL: {WHY_NOT}", flush=True)
         kinds.remove("postgresql")
-    with _place(args.keep) as place, ThreadPoolExecutor(len(kinds) or 1) as pool:
-        running = {kind: pool.submit(run, kind, place / kind) for kind in kinds}
+    with place(args.keep) as folder, ThreadPoolExecutor(len(kinds) or 1) as pool:
+        running = {kind: pool.submit(run, kind, folder / kind) for kind in kinds}
         stories = {kind: one.result() for kind, one in running.items()}
     return _tell(stories, plan, time.monotonic() - began)
 
