@@ -159,7 +159,8 @@ class Lane:
         chance = self._chance
         told = self._home / "told" / f"{self._name}-{number}"
         is_tree = chance.random() < _TREE
-        resume = [self._last] if self._last and chance.random() < _RESUMED else []
+        goes_on = chance.random() < _RESUMED  # drawn in any case: what comes after it is the seed's alone
+        resume = [self._last] if self._last and goes_on else []
         steps = chance.randrange(50, 300) if chance.random() < _SHORT else _STEPS
         forks = chance.randrange(3) if is_tree else 0
         is_early = chance.random() < _EARLY

@@ -12,7 +12,6 @@ import mmap
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,6 +151,8 @@ def _memory_file(name: str) -> int:
     """A file that no directory shows and no other disk can fill up (in memory where the system has that)."""
     if sys.platform == "linux" and hasattr(os, "memfd_create"):
         return os.memfd_create(name)
+    import tempfile  # where it is needed: three milliseconds at the start of a training
+
     with tempfile.TemporaryFile() as file:
         return os.dup(file.fileno())
 
