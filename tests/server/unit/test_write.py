@@ -16,6 +16,7 @@ from gpu_monitor.server.auth.tokens import Grant, TokenBook, create_token
 from gpu_monitor.server.store import roster, schema
 from gpu_monitor.server.store.check import check
 from gpu_monitor.server.store.engine import Store
+from gpu_monitor.server.store.forget import find_node, forget_node
 from gpu_monitor.server.store.gpus import GpuFilter
 from gpu_monitor.server.store.judge import Refusal
 from gpu_monitor.server.store.retention import prune
@@ -551,6 +552,22 @@ def test_two_processes_write_the_same_nodes(desk: Desk) -> None:
         (0, "A", HOUR - 4), (1, "B", HOUR - 18), (2, "C", HOUR - 17), (3, "D", HOUR - 16), (4, "E", HOUR - 15),
         (5, "F", HOUR - 15), (6, "H", HOUR - 3), (7, "G", HOUR - 3), (8, "I", HOUR - 3),
     ]  # fmt: skip
+
+
+def test_a_node_that_was_forgotten_begins_anew_in_every_process(desk: Desk) -> None:
+    if desk.store.dialect == "sqlite":
+        pytest.skip("it is forgotten beside a running server only on PostgreSQL")
+    other = Desk(desk.store)
+    for uid in "AB":
+        desk.take(make_report(hour=HOUR - 9 + ord(uid) - 65, gpus=[make_entry(1, uid=uid)]))
+    with desk.store.read() as connection:
+        known = find_node(connection, NODE)
+    forget_node(desk.store, known, NOW, "ann", lambda *_: None)
+    for number, (one, uid) in enumerate([(other, "B"), (desk, "C"), (other, "A")]):
+        report = make_report(hour=HOUR - 5 + number, gpus=[make_entry(1, uid=uid)])
+        assert outcomes(one.take(report)) == ["stored"]
+    assert desk.rows(schema.gpus, "ordinal", "uid") == [(0, "B"), (1, "C"), (2, "A")]
+    assert len(desk.rows(schema.nodes)) == 1
 
 
 def test_changes_that_are_no_more_are_not_relied_on(desk: Desk) -> None:

@@ -180,7 +180,7 @@ class GroupRecorder:
                 del self._nodes[node.uuid]
         for node in map(node_of, ahead.nodes):
             held = self._nodes.get(node.uuid)
-            if held is not None:
+            if held is not None and held.agent == node.agent:  # else it was forgotten, and came again
                 node.gpus, node.has_gpus = held.gpus, held.has_gpus
             work.nodes[node.uuid] = node
         work.known = {}
