@@ -26,6 +26,7 @@ from gpu_monitor.server.store.schema import (
     gaps,
     gpus,
     latest,
+    live_events,
     nodes,
     outbox,
     receipts,
@@ -131,6 +132,21 @@ class Watched:
             connection.execute(update(nodes).where(nodes.c.id == self.agent).values(last_live=now))
             self._latest(connection, now, True, status)
         self._changed("samples", int(now) // HOUR)
+
+    def event(self, time: float, xid: int) -> None:
+        """A live message that tells of an Xid."""
+        now = self.clock.now()
+        with self.store.write() as connection:
+            connection.execute(
+                insert(live_events).values(
+                    agent=self.agent, time=time, uid=GPU, kind="xid", severity="error", message=f"Xid {xid}",
+                    detail=f'{{"xid":{xid}}}',
+                )
+            )  # fmt: skip
+            connection.execute(update(nodes).where(nodes.c.id == self.agent).values(last_live=now))
+            self._latest(connection, now, True, "ok")
+        self._changed("samples", int(now) // HOUR)
+        self._changed("events", int(now) // HOUR)
 
     def report(
         self,

@@ -17,18 +17,27 @@ from dataclasses import dataclass
 
 from gpu_monitor.agent.collect import Collection
 from gpu_monitor.agent.live_samples import (
+    Present,
     Statuses,
+    event_part,
     is_made_up,
     samples_of_interval,
     samples_of_reading,
 )
 from gpu_monitor.agent.ship_backoff import PACE_SECONDS, wait_seconds
 from gpu_monitor.core.clock import Clock, SystemClock
-from gpu_monitor.core.model import Round
+from gpu_monitor.core.model import Event, Round
 from gpu_monitor.core.outcome import Outcome, Verdict
 from gpu_monitor.core.ports import LiveSink
 from gpu_monitor.core.times import format_time
-from gpu_monitor.wire.live import MESSAGE_SAMPLES, SCHEMA, SampleBase, SamplesIn, encode_samples
+from gpu_monitor.wire.live import (
+    MESSAGE_EVENTS,
+    MESSAGE_SAMPLES,
+    SCHEMA,
+    SampleBase,
+    SamplesIn,
+    encode_samples,
+)
 from gpu_monitor.wire.telemetry import NodePart
 
 _LOG = logging.getLogger("live")
@@ -36,6 +45,8 @@ KEPT_SAMPLES = 2048
 """Samples that wait while the server is away: four hours of eight GPUs and a minute; 1 MB."""
 _KEPT_READINGS = 3
 """Rounds of readings that wait: they are for whoever looks now."""
+_KEPT_LISTS = 8
+"""Rounds with process lists that the thread has not taken up yet; there are two a minute at most."""
 _HANDED_OVER = 32
 """Intervals at most that the beat has put down and the thread has not taken up yet, some 5 KB a GPU."""
 _TAKEN_UP = 8
@@ -88,6 +99,9 @@ class Live:
         self._fresh: deque[Collection] = deque()
         self._readings: deque[_Reading] = deque(maxlen=_KEPT_READINGS)
         self._newest: Round | None = None
+        self._lists: deque[tuple[Round, float]] = deque(maxlen=_KEPT_LISTS)
+        self._events: deque[Event] = deque(maxlen=MESSAGE_EVENTS)
+        self._present = Present()
         self._seen_at: float | None = None
         self._queue: deque[list[SampleBase]] = deque()
         self._waiting = 0
@@ -127,6 +141,14 @@ class Live:
     def seen(self, found: Round, at: float) -> None:
         """The GPUs were read at `at` (UTC epoch s)."""
         before, self._seen_at, self._newest = self._seen_at, at, found
+        if any(device.processes is not None for device in found.devices):
+            self._lists.append((found, at))
+        urgent = [
+            event for event in found.events if event.severity != "info" and self._is_present(event.time)
+        ]
+        if urgent:
+            self._events.extend(urgent)
+            self._wake.set()
         if self._watch is not None:
             self._readings.append(_Reading(found, at, max(0.0, at - before) if before is not None else 0.0))
             self._wake.set()
@@ -197,12 +219,14 @@ class Live:
             self._forget()
             return None
         self._take_up()
-        if not self._queue and not self._readings:
+        if not self._has_some:
             self._due = None
             return None
         now = self._real.monotonic()
         if self._due is None:
             self._due = max(now + self._offset, self._sent_at + self._spacing)
+        if self._events:
+            self._due = min(self._due, self._sent_at + self._spacing)
         due = self._not_before if self._watch is not None else max(self._due, self._not_before)
         if now < due:
             return due
@@ -213,11 +237,15 @@ class Live:
         if not terms.is_wanted:
             self._forget()
             return None
-        while (self._queue or self._readings) and not self._is_over:
+        while self._has_some and not self._is_over:
             if not self._send():
                 return self._not_before
         self._due = None if self._watch is not None else self._expected()
         return self._due
+
+    @property
+    def _has_some(self) -> bool:
+        return bool(self._queue or self._readings or self._events)
 
     def _expected(self) -> float:
         """When the next interval should have ended and be due (monotonic): no need to be woken for it."""
@@ -239,6 +267,7 @@ class Live:
         """Nobody takes live samples here: that is no loss."""
         self._fresh.clear()
         self._readings.clear()
+        self._events.clear()
         self._queue.clear()
         self._waiting = 0
         self._watch = self._due = None
@@ -280,19 +309,30 @@ class Live:
             batch.append(samples)
             count += len(samples)
         readings = [self._readings.popleft() for _ in range(len(self._readings))]
+        events = [event for event in tuple(self._events) if self._is_present(event.time)]
         self._sent_at = self._real.monotonic()
-        outcome = self._sink.send(self._message(batch, readings))
+        outcome = self._sink.send(self._message(batch, readings, events))
         is_over = outcome.verdict is Verdict.ACKNOWLEDGED or outcome.verdict in _LOST
         if is_over:
             # Only this thread takes from the queue, so these are still its first.
             for _ in batch:
                 self._queue.popleft()
             self._waiting -= count
+            self._told(events)
         if outcome.verdict in _LOST:
             self.dropped += count
         return self._judge(outcome)
 
-    def _message(self, batch: list[list[SampleBase]], readings: list[_Reading]) -> bytes:
+    def _told(self, events: list[Event]) -> None:
+        """These went out, and what is too old beside them goes, too; the beat may add some meanwhile."""
+        for _ in range(len(self._events)):
+            event = self._events.popleft()
+            if event not in events and self._is_present(event.time):
+                self._events.append(event)
+
+    def _message(self, batch: list[list[SampleBase]], readings: list[_Reading], events: list[Event]) -> bytes:
+        while self._lists:
+            self._present.take(*self._lists.popleft())
         origin, newest = self._origin(), self._newest
         gpus = self._statuses.parts(newest) if newest is not None else []
         return encode_samples(
@@ -316,6 +356,8 @@ class Live:
                     for one in readings
                     for sample in samples_of_reading(one.round, one.at, one.seconds)
                 ],
+                processes=self._present.parts(),
+                events=[event_part(event) for event in events],
             )
         )
 

@@ -7,9 +7,10 @@ from typing import Any
 
 from gpu_monitor.agent.collect import Collection
 from gpu_monitor.core.catalogue import Kind, Metric, round_value, throttle_names
-from gpu_monitor.core.model import Identity, Round, Spread, Status
+from gpu_monitor.core.model import Event, GpuProcess, Identity, Round, Spread, Status
 from gpu_monitor.core.times import format_time
-from gpu_monitor.wire.live import LIVE_METRICS, GpuPart, Sample, SampleBase
+from gpu_monitor.wire.live import LIVE_METRICS, MESSAGE_PROCESSES, GpuPart, LiveProcess, Sample, SampleBase
+from gpu_monitor.wire.telemetry import EventPart
 
 _MADE_UP = ("simulated", "replay")
 
@@ -56,6 +57,48 @@ def _is_possible(metric: Metric, value: float) -> bool:
 def is_made_up(gpus: Sequence[GpuPart]) -> bool:
     """Whether any of the GPUs is simulated or replayed, which a node must say of itself."""
     return any(gpu.source in _MADE_UP for gpu in gpus)
+
+
+class Present:
+    """The processes on the GPUs as they were read last, each with when it was seen first. One thread."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, tuple[Identity, float, tuple[GpuProcess, ...]]] = {}
+        self._first: dict[tuple[str, int, int | None], float] = {}
+
+    def take(self, found: Round, at: float) -> None:
+        """Take a round in which process lists may have been read at `at` (UTC epoch s)."""
+        for device in found.devices:
+            if device.processes is None:
+                continue
+            uid = device.identity.uid
+            keys = {(uid, one.pid, one.start_ticks) for one in device.processes}
+            for key in [key for key in self._first if key[0] == uid and key not in keys]:
+                del self._first[key]
+            for key in keys:
+                self._first.setdefault(key, at)
+            self._held[uid] = (device.identity, at, device.processes)
+
+    def parts(self) -> list[LiveProcess]:
+        """All of them, those that have no pid left out."""
+        return [
+            LiveProcess(
+                uid=identity.uid, source=identity.source, pid=one.pid,
+                first_seen=format_time(self._first[identity.uid, one.pid, one.start_ticks]), last_seen=format_time(at),
+                start_ticks=one.start_ticks, boot_id=one.boot_id, ns_pid=one.ns_pid, experiment_id=one.experiment_id,
+            )
+            for identity, at, processes in self._held.values()
+            for one in processes
+            if one.pid > 0
+        ][:MESSAGE_PROCESSES]  # fmt: skip
+
+
+def event_part(event: Event) -> EventPart:
+    """An event as reports tell it."""
+    return EventPart(
+        time=format_time(event.time), uid=event.uid, kind=event.kind, severity=event.severity,
+        message=event.message, detail=dict(event.detail) if event.detail else None,
+    )  # fmt: skip
 
 
 class Statuses:

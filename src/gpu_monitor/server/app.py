@@ -30,6 +30,7 @@ from gpu_monitor.server.routes import (
     compare,
     docs,
     events,
+    experiment_gpus,
     experiment_metrics,
     experiments,
     fleet,
@@ -75,6 +76,7 @@ ROUTERS = (
     processes.router,
     projects.router,
     media.router,  # before the experiments, whose names may hold a slash
+    experiment_gpus.router,
     experiments.router,
     experiment_metrics.router,
     logs.router,

@@ -22,7 +22,8 @@ _REASON_KEYS = ("error", "detail", "message", "reason", "reasons", "errors", "ti
 class Accepts:
     """What the server says it takes beside plain single reports; URLs are relative to the report's.
 
-    `samples`: where live samples go; `experiments`: below which the ends of runs are told. `watch_seconds`: the pace that somebody who looks at this node asks for.
+    `samples`: where live samples go; `experiments`: below which the ends of runs are told.
+    `watch_seconds`: the pace that somebody who looks at this node asks for.
     """
 
     encodings: frozenset[str] = frozenset()

@@ -11,12 +11,13 @@ from typing import cast
 import msgspec
 
 from gpu_monitor.core.catalogue import DEFAULT_FIELDS, SAMPLED, Kind, Metric
-from gpu_monitor.wire.telemetry import NodePart
+from gpu_monitor.wire.telemetry import EventPart, NodePart
 
 SCHEMA = 1
 MESSAGE_SAMPLES = 4096
 """Samples and readings in one message, together. One GPU per node at most 4,096, so one interval always fits."""
 MESSAGE_BYTES = 2 << 20
+MESSAGE_PROCESSES, MESSAGE_EVENTS = 4096, 256
 
 LIVE_METRICS: tuple[Metric, ...] = tuple(m for m in SAMPLED if m.name in DEFAULT_FIELDS) + tuple(
     m for m in SAMPLED if m.name in ("memory_temperature", "throttle_reasons")
@@ -72,6 +73,23 @@ Sample = cast(
 )
 
 
+class LiveProcess(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A process on a GPU now: the triple that names it on its machine, and the experiment it says it belongs to.
+
+    `first_seen`, `last_seen`: ISO 8601, UTC.
+    """
+
+    uid: str
+    source: str
+    pid: int
+    first_seen: str
+    last_seen: str
+    start_ticks: int | None = None
+    boot_id: str | None = None
+    ns_pid: int | None = None
+    experiment_id: str | None = None
+
+
 class SamplesIn(msgspec.Struct, frozen=True, kw_only=True):
     """One message of one node: `sent` is the node's own clock (ISO 8601, UTC) when it was made."""
 
@@ -83,6 +101,8 @@ class SamplesIn(msgspec.Struct, frozen=True, kw_only=True):
     gpus: list[GpuPart]
     samples: list[Sample] = []  # type: ignore[valid-type]
     readings: list[Sample] = []  # type: ignore[valid-type]
+    processes: list[LiveProcess] = []
+    events: list[EventPart] = []
 
 
 def encode_samples(message: SamplesIn) -> bytes:

@@ -10,11 +10,13 @@ import msgspec
 
 from gpu_monitor.wire.entry import UID_LENGTH, measured
 from gpu_monitor.wire.intake import DEPTH, Malformed, check_depth, check_names, told
-from gpu_monitor.wire.live import LIVE_METRICS, MESSAGE_SAMPLES, SCHEMA
+from gpu_monitor.wire.live import LIVE_METRICS, MESSAGE_EVENTS, MESSAGE_PROCESSES, MESSAGE_SAMPLES, SCHEMA
 
 _Stamp = Annotated[datetime, msgspec.Meta(tz=True)]
 _Uid = Annotated[str, msgspec.Meta(min_length=1, max_length=UID_LENGTH)]
 _Source = Literal["nvml", "amd", "apple", "simulated", "replay", "import"]
+_Short = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
+_Word = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
 _Whole = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 
 
@@ -72,6 +74,31 @@ SAMPLE_FIELDS: tuple[str, ...] = SampleIn.__struct_fields__
 _Samples = Annotated[list[SampleIn], msgspec.Meta(max_length=MESSAGE_SAMPLES)]  # type: ignore[valid-type]
 
 
+class LiveProcessIn(msgspec.Struct, frozen=True, kw_only=True):
+    """A process on a GPU."""
+
+    uid: _Uid
+    source: _Source
+    pid: Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
+    first_seen: _Stamp
+    last_seen: _Stamp
+    start_ticks: _Whole | None = None
+    boot_id: _Short | None = None
+    ns_pid: Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)] | None = None
+    experiment_id: _Short | None = None
+
+
+class LiveEventIn(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that happened lately; the report of its period tells it again."""
+
+    time: _Stamp
+    uid: _Uid | None = None
+    kind: _Word
+    severity: _Word
+    message: Annotated[str, msgspec.Meta(max_length=4096)]
+    detail: dict[str, str | int | float | bool | None] | None = None
+
+
 class LiveIn(msgspec.Struct, frozen=True, kw_only=True):
     """A message of one node."""
 
@@ -83,6 +110,8 @@ class LiveIn(msgspec.Struct, frozen=True, kw_only=True):
     gpus: Annotated[list[LiveGpuIn], msgspec.Meta(max_length=MESSAGE_SAMPLES)] = []
     samples: _Samples = []
     readings: _Samples = []
+    processes: Annotated[list[LiveProcessIn], msgspec.Meta(max_length=MESSAGE_PROCESSES)] = []
+    events: Annotated[list[LiveEventIn], msgspec.Meta(max_length=MESSAGE_EVENTS)] = []
 
     def all_samples(self) -> Sequence[Any]:
         """Samples and readings."""

@@ -459,8 +459,43 @@ def test_the_built_in_rules_are_there_and_what_was_changed_stays(store: Store) -
     fleet.restart()
     with store.read() as connection:
         found = {rule.id: rule for rule in list_rules(connection)}
-    assert len(found) == 11
+    assert len(found) == 16
     assert not found["gpu-hot"].enabled
     assert found["gpu-lost"].enabled
     assert all(rule.builtin for rule in found.values())
     fleet.lead.give_up()
+
+
+def test_an_xid_that_a_live_message_tells_of_fires_at_once_and_once(watch: Watch) -> None:
+    fleet = watch(Rule("xid", XidErrors(least="error"), "error", "Do what it says."))
+    fleet.turn()
+    at = fleet.clock.now() + 5.0
+    fleet.clock.advance(20)
+    fleet.event(at, 79)
+    fleet.turn()
+    assert fleet.states() == [("xid", "firing")]
+    assert [moment for _, moment in fleet.told()] == ["fired"]
+    # The report of the hour tells of it again, an hour later; it is the same alert.
+    hour = int(at) // HOUR
+    fleet.clock.advance((hour + 1) * HOUR + 60 - fleet.clock.now())
+    fleet.report(hour, xids=[(at, 79)])
+    fleet.turn()
+    (alert,) = fleet.alerts("xid")
+    assert (alert.since, alert.past) == (at, False)
+    assert [moment for _, moment in fleet.told()].count("fired") == 1
+
+
+def test_without_any_report_an_xid_of_live_messages_is_over_in_its_time(watch: Watch) -> None:
+    fleet = watch(Rule("xid", XidErrors(least="error", quiet_seconds=600), "error", "Do what it says."))
+    at = fleet.clock.now()
+    fleet.event(at, 48)
+    fleet.turn()
+    fleet.clock.advance(300)
+    fleet.event(at + 300, 48)
+    fleet.turn()
+    assert fleet.states() == [("xid", "firing")]
+    fleet.clock.advance(700)
+    fleet.minute(fleet.clock.now() - 60, temperature=500)
+    fleet.turn()
+    (alert,) = fleet.alerts("xid")
+    assert (alert.state, alert.since, alert.resolved) == ("resolved", at, at + 900)

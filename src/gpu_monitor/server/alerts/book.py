@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from gpu_monitor.server.alerts.kinds import RuleKind, duration_of, kind_of, metrics_of, scope_of
 from gpu_monitor.server.alerts.rule import Rule
 from gpu_monitor.server.alerts.screen import Screen
-from gpu_monitor.server.alerts.window import GpuWindow, Judgement, NodeWindow, ServerWindow
+from gpu_monitor.server.alerts.window import GpuWindow, Judgement, NodeWindow, RunWindow, ServerWindow
 from gpu_monitor.server.store.alert_screen import Screens
 
 _LOG = logging.getLogger("alerts")
@@ -44,7 +44,7 @@ class Entry:
             None if kind.screen is None else kind.screen(rule.spec),
         )
 
-    def judge(self, window: GpuWindow | NodeWindow | ServerWindow) -> Judgement:
+    def judge(self, window: GpuWindow | NodeWindow | ServerWindow | RunWindow) -> Judgement:
         """What the rule says of the window. One that fails on it says nothing, so that the others are judged."""
         try:
             return self.kind.judge(self.rule.spec, window)
@@ -55,7 +55,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class RuleBook:
-    """The rules that are on: of GPUs, of machines by their reports, of whether nodes are heard of, of the server."""
+    """The rules that are on: of GPUs, of machines by their reports, of whether nodes are heard of, of the server, of runs."""
 
     gpu: tuple[Entry, ...] = ()
     machine: tuple[Entry, ...] = ()
@@ -67,11 +67,12 @@ class RuleBook:
     xid: tuple[str, ...] = ()
     ids: frozenset[str] = frozenset()
     absence_ids: frozenset[str] = frozenset()
+    experiment: tuple[Entry, ...] = ()
 
     @staticmethod
     def of(rules: Iterable[Rule]) -> RuleBook:
         """The book of these rules."""
-        found: dict[str, list[Entry]] = {"gpu": [], "node": [], "server": []}
+        found: dict[str, list[Entry]] = {"gpu": [], "node": [], "server": [], "experiment": []}
         for rule in rules:
             if rule.enabled:
                 found[scope_of(rule.spec)].append(Entry.of(rule))
@@ -88,4 +89,5 @@ class RuleBook:
             tuple(name for name, screen in screens.items() if screen.is_xid),
             frozenset(one.rule.id for group in found.values() for one in group),
             frozenset(one.rule.id for one in node if one.is_absence),
+            tuple(found["experiment"]),
         )

@@ -8,6 +8,9 @@ from gpu_monitor.server.alerts.rules.disk import Disk
 from gpu_monitor.server.alerts.rules.held import Held
 from gpu_monitor.server.alerts.rules.late import Late
 from gpu_monitor.server.alerts.rules.lost import Lost
+from gpu_monitor.server.alerts.rules.run_ended import RunEnded
+from gpu_monitor.server.alerts.rules.run_nan import RunNan
+from gpu_monitor.server.alerts.rules.run_stalled import RunStalled
 from gpu_monitor.server.alerts.rules.silent import Silent
 from gpu_monitor.server.alerts.rules.skew import Skew
 from gpu_monitor.server.alerts.rules.threshold import Threshold
@@ -77,6 +80,42 @@ BUILTIN: tuple[Rule, ...] = (
         Disk(),
         "warning",
         "Make room on the disk of the agent's store before it is full: then minutes would be lost.",
+    ),
+    Rule(
+        # Off: on a busy fleet it would be most of what is told. For one project: a rule of your own with `only`.
+        "run-completed",
+        RunEnded(statuses=("completed",)),
+        "info",
+        "Nothing: it is done. Look at its last values, and compare it with the one before.",
+        enabled=False,
+    ),
+    Rule(
+        "run-failed",
+        RunEnded(statuses=("failed",)),
+        "warning",
+        "Look at the end of its output (/api/logs): an exception or an exit code says why. Mend it, then go on with"
+        " resume=ID from its last checkpoint.",
+    ),
+    Rule(
+        "run-crashed",
+        RunEnded(statuses=("crashed",)),
+        "error",
+        "Its process is gone without a word: look at the cause (a signal, out of memory, an Xid), at the kernel log of"
+        " the machine and at its batch system. Every logged step is kept: go on with resume=ID.",
+    ),
+    Rule(
+        "run-stalled",
+        RunStalled(),
+        "warning",
+        "Look whether its process lives and its machine reaches the server; a hung collective or data loader shows in"
+        " py-spy dump.",
+    ),
+    Rule(
+        "run-nan",
+        RunNan(),
+        "warning",
+        "Stop it before it costs more: go back to the last checkpoint before that step, with a lower learning rate,"
+        " gradient clipping or another loss scale.",
     ),
     Rule(
         "server-disk",

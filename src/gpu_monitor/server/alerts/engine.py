@@ -19,6 +19,7 @@ from gpu_monitor.core.clock import Clock
 from gpu_monitor.server.alerts.actives import ActiveAlerts
 from gpu_monitor.server.alerts.book import RuleBook
 from gpu_monitor.server.alerts.evaluate import Evaluator, evaluate_server, orphans
+from gpu_monitor.server.alerts.experiments import LOOK_SECONDS, evaluate_experiments
 from gpu_monitor.server.alerts.judge import Found, Result
 from gpu_monitor.server.alerts.queue import TouchQueue
 from gpu_monitor.server.alerts.record import Audience, Recorder
@@ -120,6 +121,7 @@ class _Memory:
     absence: _Heap = field(default_factory=_Heap)
     other: _Heap = field(default_factory=_Heap)
     disk_at: float = 0.0
+    runs_at: float = 0.0
     is_new: bool = False
     actives: ActiveAlerts = field(default_factory=ActiveAlerts)
     waiting: TouchQueue = field(default_factory=TouchQueue)
@@ -182,7 +184,8 @@ class Engine:
             return now
         soon = [] if is_all else [now + 1.0]
         ends = [one.stop for one in memory.silences if one.stop > now]
-        times = [memory.absence.first, memory.other.first, memory.disk_at, *ends, *soon]
+        runs = [memory.runs_at] if memory.book.experiment else []
+        times = [memory.absence.first, memory.other.first, memory.disk_at, *runs, *ends, *soon]
         return min(time for time in times if time is not None)
 
     def _news(self, now: float) -> tuple[int, bool]:
@@ -216,6 +219,8 @@ class Engine:
                 reports += 1
             elif kind == "samples":
                 touch.is_live = True
+            elif kind == "events":
+                touch.is_due = True
             else:
                 touch.is_absent = True
         waiting.note(reports, now)
@@ -232,7 +237,7 @@ class Engine:
         memory.book = RuleBook.of(memory.rules.values())
         memory.silences = list_silences(connection, until=now)
         memory.audience = self._setting.audience(connection)
-        memory.setup, memory.disk_at = setup, 0.0
+        memory.setup, memory.disk_at, memory.runs_at = setup, 0.0, 0.0
         for name, reason in unreadable_rules(connection):
             if name not in memory.told_unreadable:
                 memory.told_unreadable.add(name)
@@ -250,6 +255,10 @@ class Engine:
             memory.disk_at = now + _DISK_SECONDS
             if memory.book.server:
                 found += evaluate_server(memory.book, memory.actives, self._setting.disks(), now)
+        if memory.book.experiment and now >= memory.runs_at:
+            memory.runs_at = now + LOOK_SECONDS
+            with self._store.read() as connection:
+                found += evaluate_experiments(connection, memory.book, memory.actives, now)
         if is_new or any(one.stop <= now for one in memory.silences):
             memory.silences = [one for one in memory.silences if one.stop > now]
             recorder = self._recorder()

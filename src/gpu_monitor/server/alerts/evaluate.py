@@ -25,6 +25,7 @@ from gpu_monitor.server.store.alert_windows import (
     load_hosts,
     load_hours,
     load_live,
+    load_live_happenings,
     load_nodes,
     load_receipts,
 )
@@ -82,6 +83,7 @@ class Evaluator:
         machines = [agent for agent in live if agent in marks or self._has_alert(agent)]
         suspects = self._suspects(connection, nodes, machines, marks)
         histories = _read(connection, book, suspects, machines, ranges, since)
+        _read_events(connection, book, suspects, now, histories)
         for agent, node in nodes.items():
             actives = dict(self._actives.of(agent))
             judge = Judge(book, node, touches[agent], histories, actives, now, result)
@@ -206,6 +208,20 @@ def _read(
         if not rules.isdisjoint(book.xid):
             load_happenings(connection, agents, first, last, histories)
     return histories
+
+
+def _read_events(
+    connection: Connection, book: RuleBook, suspects: Suspects, now: float, histories: Histories
+) -> None:
+    """The Xids of which live messages told and reports did not yet, as far back as any rule looks."""
+    xid = set(book.xid)
+    agents = [
+        agent
+        for agent, gpus in suspects.items()
+        if any(entry.rule.id in xid for _, entries in gpus for entry in entries)
+    ]
+    if agents:
+        load_live_happenings(connection, agents, now - book.reach_seconds - _MARGIN_SECONDS, histories)
 
 
 def _of(

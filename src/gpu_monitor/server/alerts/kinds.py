@@ -16,6 +16,10 @@ from gpu_monitor.server.alerts.rules import (
     held,
     late,
     lost,
+    run_ended,
+    run_metric,
+    run_nan,
+    run_stalled,
     silent,
     skew,
     threshold,
@@ -25,7 +29,7 @@ from gpu_monitor.server.alerts.rules import (
 from gpu_monitor.server.alerts.screen import Screen
 from gpu_monitor.server.alerts.window import Judgement, Spec
 
-Scope = Literal["gpu", "node", "server"]
+Scope = Literal["gpu", "node", "server", "experiment"]
 AnySpec = (
     threshold.Threshold
     | silent.Silent
@@ -37,6 +41,10 @@ AnySpec = (
     | coverage.Coverage
     | skew.Skew
     | disk.Disk
+    | run_ended.RunEnded
+    | run_stalled.RunStalled
+    | run_metric.RunMetric
+    | run_nan.RunNan
 )
 
 
@@ -63,7 +71,12 @@ KINDS: tuple[RuleKind, ...] = (
     RuleKind("coverage", coverage.Coverage, coverage.judge, coverage.metrics, coverage.screen),
     RuleKind("skew", skew.Skew, skew.judge),
     RuleKind("disk", disk.Disk, disk.judge, disk.metrics, disk.screen),
+    RuleKind("run_ended", run_ended.RunEnded, run_ended.judge),
+    RuleKind("run_stalled", run_stalled.RunStalled, run_stalled.judge),
+    RuleKind("run_metric", run_metric.RunMetric, run_metric.judge),
+    RuleKind("run_nan", run_nan.RunNan, run_nan.judge),
 )
+_OF_RUNS = (run_ended.RunEnded, run_stalled.RunStalled, run_metric.RunMetric, run_nan.RunNan)
 _BY_NAME = {kind.name: kind for kind in KINDS}
 _decoder = msgspec.json.Decoder(AnySpec)
 
@@ -79,7 +92,9 @@ def name_of(spec: AnySpec) -> str:
 
 
 def scope_of(spec: AnySpec) -> Scope:
-    """What the rule is about: each GPU, each node, or the server."""
+    """What the rule is about: each GPU, each node, each experiment, or the server."""
+    if isinstance(spec, _OF_RUNS):
+        return "experiment"
     if isinstance(spec, (silent.Silent, late.Late, skew.Skew)):
         return "node"
     if isinstance(spec, disk.Disk):
@@ -130,7 +145,7 @@ def checked(spec: AnySpec) -> AnySpec:
 
 
 def is_meant(spec: Spec, names: tuple[str | None, ...]) -> bool:
-    """Whether a subject with these names (ids, host name, model) is one the rule is about."""
+    """Whether a subject with these names (ids, host name, model, project) is one the rule is about."""
     return not spec.only or any(
         name is not None and fnmatch.fnmatchcase(name, pattern) for pattern in spec.only for name in names
     )

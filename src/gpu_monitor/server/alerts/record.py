@@ -155,6 +155,6 @@ class Recorder:
             to = [name for name in told_channels(connection, alert.id) if name in self.audience.names]
         if to:
             rule = self.rules.get(alert.rule)
-            names = find_names(connection, alert.agent, alert.uid)
+            names = find_names(connection, alert.agent, alert.uid, alert.subject)
             body = make_notice(alert, moment, names, None if rule is None else rule.advice)
             queue(connection, alert.id, moment, body, to, now)

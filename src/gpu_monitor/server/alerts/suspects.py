@@ -8,7 +8,7 @@ from sqlalchemy import Connection
 
 from gpu_monitor.server.alerts.book import RuleBook
 from gpu_monitor.server.alerts.rules.lost import is_fault
-from gpu_monitor.server.store.alert_screen import holes_of, unwell, xids_of
+from gpu_monitor.server.store.alert_screen import holes_of, live_xids_of, unwell, xids_of
 
 Mark = tuple[str, "int | str | None"]
 """A rule's id, and a GPU by its ordinal or uid; None: the machine and each of its GPUs."""
@@ -34,6 +34,9 @@ def find_marks(
             for agent, gpu, status in unwell(connection, live):
                 if is_fault(status):
                     mark(agent, gpu, book.lost)
+        if book.xid:
+            for agent, name in live_xids_of(connection, live, since):
+                mark(agent, name, book.xid)
     for (first, last), agents in ranges.items():
         for agent, gpu, rules in book.screens.hours(connection, agents, first, last):
             mark(agent, gpu, rules)

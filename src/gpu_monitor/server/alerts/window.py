@@ -111,6 +111,34 @@ class NodeWindow:
     readings: Sequence[Reading] = ()
 
 
+class RunValue(NamedTuple):
+    """A metric of a run as it was logged last. `value` None: it is not finite (`is_special`), or nothing is known.
+
+    `special_step`: of the first value that was not finite.
+    """
+
+    value: float | None
+    is_special: bool
+    step: int | None
+    time: float | None
+    special_step: int | None = None
+
+
+@dataclass(frozen=True)
+class RunWindow:
+    """A training run, called `title`. `lease`: until when its last word counts; `metrics`: those that rules look at."""
+
+    now: float
+    title: str
+    status: str
+    ended: float | None
+    last_heard: float
+    lease: float
+    reason: str | None = None
+    last_step: int | None = None
+    metrics: Mapping[str, RunValue] = field(default_factory=dict)
+
+
 class DiskUse(NamedTuple):
     """A disk of the server. Bytes."""
 

@@ -31,12 +31,16 @@ class Notice(msgspec.Struct, frozen=True, kw_only=True):
     resolved: str | None
     simulated: bool
     test: bool = False
+    experiment: str | None = None
+    experiment_name: str | None = None
 
     @property
     def title(self) -> str:
         """One line: what, where; simulated GPUs and tests say so first."""
         marks = ("[TEST] " if self.test else "") + ("[SIMULATED] " if self.simulated else "")
         word = "RESOLVED" if self.moment == "resolved" else self.severity.upper()
+        if self.experiment is not None:
+            return f"{marks}{word}: {self.rule} of run {self.experiment_name or ''} {self.experiment}"
         where = self.hostname or self.node or "the server"
         gpu = f" {self.gpu_name or 'GPU'} {self.gpu}" if self.gpu else ""
         return f"{marks}{word}: {self.rule} on {where}{gpu}"
@@ -61,6 +65,8 @@ class Names(msgspec.Struct, frozen=True):
     hostname: str | None = None
     gpu_name: str | None = None
     contract_number: str | None = None
+    experiment: str | None = None
+    experiment_name: str | None = None
 
 
 _decoder = msgspec.json.Decoder(Notice)
@@ -73,7 +79,7 @@ def make_notice(alert: Alert, moment: Moment, names: Names, advice: str | None) 
         hostname=names.hostname, gpu=alert.uid, gpu_name=names.gpu_name, contract_number=names.contract_number,
         message=alert.message, advice=advice, value=alert.value, since=_stamp(alert.since) or "",
         fired=_stamp(alert.fired), resolved=_stamp(alert.resolved) if moment == "resolved" else None,
-        simulated=alert.simulated,
+        simulated=alert.simulated, experiment=names.experiment, experiment_name=names.experiment_name,
     )  # fmt: skip
     return msgspec.json.encode(notice).decode()
 

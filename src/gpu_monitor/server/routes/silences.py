@@ -23,6 +23,7 @@ from gpu_monitor.server.openapi import answers
 from gpu_monitor.server.parameters import Reader, State, read_moment, refuse_unknown
 from gpu_monitor.server.problems import Problem
 from gpu_monitor.server.routes.changing import Somebody
+from gpu_monitor.server.store.alert_runs import RUN_SUBJECT
 from gpu_monitor.server.store.alerts import (
     Silence,
     end_silence,
@@ -42,7 +43,7 @@ Line = Annotated[str | None, Field(min_length=1, max_length=500, pattern=r"^[^\x
 
 
 class SilenceRow(msgspec.Struct, frozen=True, kw_only=True):
-    """A silence. `subject`: a node's id (its GPUs too), `node/GPU`, or `server`; null: all."""
+    """A silence. `subject`: a node's id (its GPUs too), `node/GPU`, `experiment/` and an id, or `server`; null: all."""
 
     id: str
     rule: str | None
@@ -163,7 +164,8 @@ def _faults_of_what(connection: Connection, who: Principal, wanted: WantedSilenc
         seen = [rule.id for rule in rules if rule.contract is None or who.covers(rule.contract)]
         wrong.append(fault("rule", choose(wanted.rule, seen)))
     node = (wanted.subject or "").partition("/")[0]
-    if wanted.subject not in (None, "server") and not _NODE_ID.fullmatch(node):
+    is_run = (wanted.subject or "").startswith(RUN_SUBJECT)
+    if not is_run and wanted.subject not in (None, "server") and not _NODE_ID.fullmatch(node):
         ids = node_ids(connection, who, node)
         hint = f"; {node} is {' and '.join(ids)}" if ids else ""
         wrong.append(fault("subject", f"a node's id, an id with / and a GPU's uid, or server{hint}"))

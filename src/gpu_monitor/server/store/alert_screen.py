@@ -42,6 +42,7 @@ from gpu_monitor.server.store.schema import (
     has_extremes,
     host_hours,
     latest,
+    live_events,
     samples,
     scale_of,
 )
@@ -103,6 +104,18 @@ _XIDS = (
 )
 
 
+_LIVE_XIDS = (
+    select(live_events.c.agent, live_events.c.uid)
+    .where(
+        live_events.c.agent.in_(_AGENTS),
+        live_events.c.time >= bindparam("since"),
+        live_events.c.kind == EVENT_KIND,
+        live_events.c.uid != "",
+    )
+    .distinct()
+)
+
+
 def unwell(connection: Connection, agents: Sequence[int]) -> list[tuple[int, int, str]]:
     """Agent, ordinal and status of these nodes' GPUs whose newest status is not ok."""
     return [(row[0], row[1], row[2]) for row in connection.execute(_STATES, {"agents": agents})]
@@ -120,6 +133,12 @@ def xids_of(connection: Connection, agents: Sequence[int], first: int, last: int
     """Agent and uid of the GPUs with Xids in reports of these hours."""
     told = {"agents": agents, "first": first, "last": last}
     return [(row[0], row[1]) for row in connection.execute(_XIDS, told)]
+
+
+def live_xids_of(connection: Connection, agents: Sequence[int], since: float) -> list[tuple[int, str]]:
+    """Agent and uid of the GPUs of whose Xids since then live messages told."""
+    told = {"agents": agents, "since": since}
+    return [(row[0], row[1]) for row in connection.execute(_LIVE_XIDS, told)]
 
 
 def _hits(

@@ -33,6 +33,7 @@ from gpu_monitor.server.store.schema import (
     has_extremes,
     host_hours,
     latest,
+    live_events,
     nodes,
     receipts,
     samples,
@@ -44,6 +45,8 @@ LONGEST_PERIOD = 24
 """Hours: a period that reaches into an hour begins less than this before it."""
 _KEYS_AT_ONCE = 1000
 """GPUs in one question: SQLite takes 32,766 parameters, PostgreSQL 65,535."""
+SAME_SECONDS = 0.5
+"""Two tellings of one Xid of a GPU: the agent itself lets none through twice within five seconds."""
 _ORDINALS = 1 << 16
 """More than the GPUs of a node: agent and ordinal make one number."""
 Key = tuple[int, int]
@@ -260,6 +263,26 @@ def load_happenings(
             told = _xid_of(detail)
             one = Happening(time, EVENT_KIND, message, told.xid, told.text or "")
             into.happenings.setdefault(agent, []).append((hour, uid, one))
+
+
+def load_live_happenings(
+    connection: Connection, agents: Sequence[int], since: float, into: Histories
+) -> None:
+    """The Xids since then of which live messages told, beside those that are there from reports already."""
+    row = live_events.c
+    query = select(row.agent, row.time, row.uid, row.message, row.detail)
+    query = query.where(
+        row.agent.in_(agents), row.time >= since, row.kind == EVENT_KIND, row.uid != ""
+    ).order_by(row.time)
+    for agent, time, uid, message, detail in connection.execute(query):
+        told = _xid_of(detail)
+        held = into.happenings.setdefault(agent, [])
+        if any(
+            uid == of and told.xid == one.xid and abs(time - one.time) < SAME_SECONDS for _, of, one in held
+        ):
+            continue
+        one = Happening(time, EVENT_KIND, message, told.xid, told.text or "")
+        held.append((int(time) // HOUR, uid, one))
 
 
 class _Detail(msgspec.Struct, frozen=True):

@@ -9,7 +9,7 @@ from sqlalchemy import Connection, inspect, text
 from gpu_monitor.core.errors import StorageForeign
 from gpu_monitor.server.store.schema_experiments import metadata  # of every table
 
-REVISIONS: tuple[str, ...] = ("0001", "0002")
+REVISIONS: tuple[str, ...] = ("0001", "0002", "0003")
 """Every version of the tables, oldest first: the names of the files in migrations/versions."""
 MIGRATION_LOCK = 0x6770756D6967
 """The advisory lock of whoever migrates on PostgreSQL: the letters gpumig."""

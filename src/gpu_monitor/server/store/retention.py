@@ -68,6 +68,8 @@ RULES: tuple[Rule, ...] = (
     Rule(schema.revisions, "hour", YEAR, _HOUR),
     Rule(schema.quarantine, "received", YEAR),
     Rule(schema.samples, "time", 7 * _DAY, split=SAMPLES),
+    Rule(schema.live_processes, "until", 7 * _DAY),
+    Rule(schema.live_events, "time", 7 * _DAY),
     Rule(schema.changes, "time", _HOUR),
     Rule(schema.alerts, "since", YEAR, only=schema.alerts.c.active.is_(None)),
     Rule(schema.deliveries, "time", YEAR),

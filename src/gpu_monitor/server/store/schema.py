@@ -29,6 +29,7 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     literal,
+    text,
 )
 from sqlalchemy.sql.elements import ColumnElement
 
@@ -278,7 +279,51 @@ processes = Table(
     Column("memory_max", BigInteger),
     Index("processes_key", "agent", "hour"),
     Index("processes_seen", "last_seen"),
+    # Which GPUs a run used: by what names its process for good, or by what the process said of itself.
+    Index("processes_start", "start_ticks"),
+    Index(
+        "processes_experiment",
+        "experiment_id",
+        sqlite_where=text("experiment_id IS NOT NULL"),
+        postgresql_where=text("experiment_id IS NOT NULL"),
+    ),
 )
+
+live_processes = Table(
+    "live_processes",
+    metadata,
+    Column("agent", Integer, nullable=False),
+    Column("gpu", SmallInteger, nullable=False),
+    Column("boot_id", Text, nullable=False),  # '' where it is not known
+    Column("start_ticks", BigInteger, nullable=False),  # -1 where it is not known
+    Column("pid", Integer, nullable=False),
+    Column("ns_pid", Integer),
+    Column("experiment_id", Text),
+    Column("since", Double, nullable=False),
+    Column("until", Double, nullable=False),
+    PrimaryKeyConstraint("agent", "gpu", "boot_id", "start_ticks", "pid"),
+    Index("live_processes_start", "start_ticks"),
+    Index("live_processes_experiment", "experiment_id"),
+    Index("live_processes_until", "until"),
+    sqlite_with_rowid=False,
+)
+"""Processes on GPUs as live messages told of them, until the reports have: `processes` is the record."""
+
+live_events = Table(
+    "live_events",
+    metadata,
+    Column("agent", Integer, nullable=False),
+    Column("time", Double, nullable=False),
+    Column("uid", Text, nullable=False),  # '' of the whole node
+    Column("kind", Text, nullable=False),
+    Column("severity", Text, nullable=False),
+    Column("message", Text, nullable=False),
+    Column("detail", Text),  # JSON
+    PrimaryKeyConstraint("agent", "time", "uid", "kind", "message"),
+    Index("live_events_time", "time"),
+    sqlite_with_rowid=False,
+)
+"""Events as live messages told of them, before the report of their period does: `events` is the record."""
 
 quarantine = Table(
     "quarantine",
@@ -378,7 +423,7 @@ changes = Table(
     metadata,
     Column("seq", BigId, primary_key=True, autoincrement=False),  # assigned under the writer's lock
     Column("time", Double, nullable=False),
-    Column("kind", Text, nullable=False),  # report, samples, node, alert
+    Column("kind", Text, nullable=False),  # report, samples, events, node, alert
     Column("agent", Integer),
     Column("hour", Integer),
     Index("changes_time", "time"),

@@ -298,6 +298,8 @@ class _Group:
         for batch, ordinals in zip(taken, touched, strict=True):
             hour = int(batch.received) // 3600
             self.touched.append(Touched("samples", self.nodes[batch.node.id].agent, hour, ordinals))
+            if batch.events:
+                self.touched.append(Touched("events", self.nodes[batch.node.id].agent, hour))
         return answers
 
     def _is_full(self, batch: LiveBatch) -> bool:

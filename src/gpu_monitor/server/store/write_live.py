@@ -12,10 +12,17 @@ from gpu_monitor.server.auth.principal import Principal
 from gpu_monitor.server.store.intern import FactBook
 from gpu_monitor.server.store.roster import Node, load_gpus, place_gpu_of, store_gpus
 from gpu_monitor.server.store.rows import Rows
-from gpu_monitor.server.store.schema import LIVE_METRICS, latest, samples, scale_of
+from gpu_monitor.server.store.schema import (
+    LIVE_METRICS,
+    latest,
+    live_events,
+    live_processes,
+    samples,
+    scale_of,
+)
 from gpu_monitor.server.store.shape import Fact, Shaper, flags_of, text_of
 from gpu_monitor.wire.entry import MADE_UP
-from gpu_monitor.wire.live_intake import SAMPLE_FIELDS, LiveIn
+from gpu_monitor.wire.live_intake import SAMPLE_FIELDS, LiveEventIn, LiveIn, LiveProcessIn
 
 Row = tuple[Any, ...]
 PAST_SECONDS = 7 * 86_400
@@ -26,6 +33,15 @@ _LATEST = ("agent", "gpu", "time", "live", "status", *(metric.name for metric in
 _NEWER = (
     "SET " + ", ".join(f"{name} = excluded.{name}" for name in _LATEST[2:]) + " WHERE excluded.time >= latest.time"
 )  # fmt: skip
+_PROCESS = tuple(column.name for column in live_processes.c)
+_EVENT = tuple(column.name for column in live_events.c)
+_LATER = (
+    "SET until = excluded.until, ns_pid = excluded.ns_pid,"
+    " experiment_id = coalesce(excluded.experiment_id, live_processes.experiment_id)"
+    " WHERE excluded.until >= live_processes.until"
+)
+EVENT_SECONDS = 3600
+"""An event that happened longer ago is the report's to tell."""
 _VALUES = [(SAMPLE_FIELDS.index(m.name), scale_of(m), m.kind is Kind.FLAGS) for m in LIVE_METRICS]
 
 
@@ -49,6 +65,14 @@ class LiveRow(msgspec.Struct, frozen=True):
     values: Row
 
 
+class LiveProcessRow(msgspec.Struct, frozen=True):
+    """A process on a GPU, as in the table from `boot_id` on."""
+
+    uid: str
+    source: str
+    values: Row
+
+
 class LiveBatch(msgspec.Struct, frozen=True):
     """One message, shaped: `kept` are stored, `shown` only stand in `latest` until something newer comes."""
 
@@ -62,6 +86,8 @@ class LiveBatch(msgspec.Struct, frozen=True):
     principal: Principal
     received: float
     skew: float
+    processes: Sequence[LiveProcessRow] = ()
+    events: Sequence[Row] = ()
 
 
 def shape_live(shaper: Shaper, message: LiveIn, principal: Principal, now: float) -> LiveBatch:
@@ -87,7 +113,29 @@ def shape_live(shaper: Shaper, message: LiveIn, principal: Principal, now: float
         principal=principal,
         received=now,
         skew=message.sent.timestamp() - now,
+        processes=[_process(one, now) for one in message.processes],
+        events=[_event(one) for one in message.events if _is_recent(one.time.timestamp(), now)],
     )
+
+
+def _is_recent(time: float, now: float) -> bool:
+    return now - EVENT_SECONDS < time <= now + AHEAD_SECONDS
+
+
+def _process(one: LiveProcessIn, now: float) -> LiveProcessRow:
+    """The row; its times never lie ahead of ours."""
+    until = min(one.last_seen.timestamp(), now + AHEAD_SECONDS)
+    values = (
+        text_of(one.boot_id) or "", -1 if one.start_ticks is None else one.start_ticks, one.pid, one.ns_pid,
+        text_of(one.experiment_id), min(one.first_seen.timestamp(), until), until,
+    )  # fmt: skip
+    return LiveProcessRow(one.uid, one.source, values)
+
+
+def _event(one: LiveEventIn) -> Row:
+    detail = None if one.detail is None else msgspec.json.encode(one.detail).decode()
+    words = (text_of(one.uid) or "", text_of(one.kind) or "", text_of(one.severity) or "")
+    return (one.time.timestamp(), *words, text_of(one.message) or "", detail)
 
 
 def _rows(given: Iterable[Any], now: float) -> Iterable[LiveRow]:
@@ -123,6 +171,7 @@ def put_live(rows: Rows, batches: Sequence[tuple[Node, LiveBatch]], book: FactBo
     newest: dict[tuple[int, int], Row] = {}
     touched = [_collect(node, batch, kept, newest) for node, batch in batches]
     rows.insert_new(samples, _COLUMNS, kept)
+    _put_present(rows, batches)
     rows.upsert(latest, _LATEST, ("agent", "gpu"), _NEWER, list(newest.values()))
     for node, batch in batches:
         for gpu in batch.gpus:
@@ -131,6 +180,25 @@ def put_live(rows: Rows, batches: Sequence[tuple[Node, LiveBatch]], book: FactBo
                     node.agent, node.gpus[gpu.uid, gpu.source].ordinal, gpu.status, batch.received
                 )
     return touched
+
+
+def _put_present(rows: Rows, batches: Sequence[tuple[Node, LiveBatch]]) -> None:
+    """The processes on the GPUs, each once, and what happened lately; both as the newest message has them."""
+    processes: dict[tuple[Any, ...], Row] = {}
+    events: dict[tuple[Any, ...], Row] = {}
+    for node, batch in batches:
+        for one in batch.processes:
+            gpu = node.gpus.get((one.uid, one.source))
+            if gpu is not None:
+                key = (node.agent, gpu.ordinal, *one.values[:3])
+                processes[key] = (node.agent, gpu.ordinal, *one.values)
+        for event in batch.events:
+            told = (node.agent, *event)
+            events[told[:4] + told[5:6]] = told
+    if processes:
+        rows.upsert(live_processes, _PROCESS, _PROCESS[:5], _LATER, list(processes.values()))
+    if events:
+        rows.insert_new(live_events, _EVENT, list(events.values()))
 
 
 def _collect(
