@@ -107,3 +107,25 @@ def test_runs_and_gpus_are_joined_by_the_processes_that_agents_see(
                 machine.until(one, "crashed")
         if not is_inside:
             pytest.skip("A PID NAMESPACE IS NOT TESTED HERE: unshare may not make one")
+
+
+def test_an_xid_alerts_within_seconds_though_its_report_comes_with_the_hour(
+    tmp_path: Path, standin_library: Path
+) -> None:
+    standin = Standin(tmp_path / "standin", standin_library)
+    folder = tmp_path / "server"
+    folder.mkdir()
+    with serving(folder) as server:
+        machine = Machine(tmp_path, server)
+        with agent_on(machine, standin, 1):
+            until(lambda: get(server, machine.token, "/api/gpus")["items"], "the GPU is known")
+            standin.xid(0, 79)
+
+            def firing() -> list[Any]:
+                found = get(server, machine.token, "/api/alerts?state=active")["items"]
+                return [one for one in found if one["rule"] == "xid-hardware"]
+
+            until(firing, "the alert fires")
+            (alert,) = firing()
+            assert (alert["gpu"], alert["value"], alert["past"]) == (standin.uuid(0), 79.0, False)
+            assert not get(server, machine.token, "/api/nodes")["items"][0]["last_report"]
