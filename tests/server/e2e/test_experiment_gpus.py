@@ -7,11 +7,14 @@ import contextlib
 import signal
 import subprocess
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gpu_monitor.core.catalogue import Kind, Metric
+from gpu_monitor.server.store.series import HOST_PREFIX, KNOWN
 from tests.e2e.program import configure, running
 from tests.e2e.waiting import until
 from tests.server.e2e.test_vanished_runs import Machine
@@ -20,6 +23,11 @@ from tests.standin.control import Proc, Standin
 
 pytest_plugins = ("tests.standin.fixtures",)
 SPACE = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
+
+
+def is_curve(name: str, metric: Metric) -> bool:
+    """Whether it is a metric of GPUs with a curve."""
+    return not name.startswith(HOST_PREFIX) and metric.kind is not Kind.STATE
 
 
 def can_unshare() -> bool:
@@ -102,6 +110,20 @@ def test_runs_and_gpus_are_joined_by_the_processes_that_agents_see(
                 for uid, run in ((first.uuid(0), one), (second.uuid(0), two)):
                     (item,) = get(server, token, f"/api/gpus/{uid}/experiments")["items"]
                     assert (item["experiment_id"], item["name"], item["status"]) == (run, "resnet", "running")
+                names = [name for name, metric in KNOWN.items() if is_curve(name, metric)]
+                for start in range(0, len(names), 8):
+                    asked = "&".join(f"metric={name}" for name in names[start : start + 8])
+                    (item,) = get(server, token, f"/api/experiments/{one}/gpus?{asked}")["items"]
+                    assert [curve["metric"] for curve in item["curves"]] == names[start : start + 8]
+                whole = get(server, token, f"/api/experiments/{one}/gpus")
+                (stay,) = whole["items"][0]["intervals"]
+                since, to = (datetime.fromisoformat(stay[name]).timestamp() for name in ("since", "until"))
+                assert whole["total"]["gpu_hours"] == pytest.approx((to - since) / 3600, abs=1e-5)
+                for wrong in ("metric=nonsense", "metric=host.cpu_utilization", "axis=steps", "max_points=1"):
+                    answer = server.ask("GET", f"/api/experiments/{one}/gpus?{wrong}", token=token)
+                    assert answer.status == 422, (wrong, answer.body)
+                assert server.ask("GET", "/api/experiments/none/gpus", token=token).status == 404
+                assert server.ask("GET", "/api/gpus/none/experiments", token=token).status == 404
                 plain.send_signal(signal.SIGKILL)
                 plain.wait()
                 machine.until(one, "crashed")
