@@ -47,6 +47,10 @@ def _fill(store: Store, agent: int, uuid: str, number: int) -> None:
     rows: list[tuple[Table, dict[str, object]]] = [
         (schema.samples, {"time": int(NOW), "agent": agent, "gpu": 0, "seconds": 600}),
         (schema.latest, {"agent": agent, "gpu": 0, "time": NOW, "live": True, "status": "ok"}),
+        (schema.live_processes, {"agent": agent, "gpu": 0, "boot_id": "b", "start_ticks": 1, "pid": 1, "since": NOW,
+                                 "until": NOW}),
+        (schema.live_events, {"agent": agent, "time": NOW, "uid": "GPU-1", "kind": "xid", "severity": "error",
+                              "message": "m"}),
         (schema.revisions, {"agent": agent, "hour": HOUR, "revision": 1, "body_digest": b"d", "received": NOW,
                             "outcome": "replaced"}),
         (schema.quarantine, {"kind": "entry", "agent": agent, "hour": HOUR, "revision": 1, "reason": "r", "raw": b"{}",
@@ -98,7 +102,8 @@ def test_all_of_a_node_goes_and_nothing_of_another(filled: Store) -> None:
     gone = forget_node(filled, node, NOW, "cli:ann", quiet, batch=3)
     assert gone == node.rows == {
         "aggregates": 2 * HOURS, "host_hours": HOURS, "gaps": HOURS, "events": HOURS, "processes": HOURS,
-        "receipts": HOURS, "samples": 1, "revisions": 1, "quarantine": 1, "changes": 1, "latest": 1, "gpus": 2,
+        "receipts": HOURS, "samples": 1, "live_processes": 1, "live_events": 1,
+        "revisions": 1, "quarantine": 1, "changes": 1, "latest": 1, "gpus": 2,
         "nodes": 1, "alerts": 2, "silences": 2, "outbox": 1, "deliveries": 1, "tokens": 1,
     }  # fmt: skip
     for table in schema.metadata.sorted_tables:
