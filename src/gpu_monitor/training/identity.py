@@ -179,7 +179,7 @@ def _user() -> str | None:
 
 def _inode(path: str) -> int | None:
     try:
-        return os.stat(path).st_ino
+        return Path(path).stat().st_ino
     except OSError:
         return None
 
