@@ -76,7 +76,12 @@ def test_the_machine_and_the_process(recorder: Recorder) -> None:
     recorder.log_points({"loss": 1.0}, 41)
     with sampling(recorder, host="/", pid=os.getpid()):
         found = until(
-            recorder, lambda folder: series(folder) if "process/cpu_cores" in series(folder) else None
+            recorder,
+            lambda folder: (
+                series(folder)
+                if {"process/cpu_cores", "system/cpu_utilization"} <= series(folder).keys()
+                else None
+            ),
         )
     recorder.log_points({"loss": 0.5})
     assert series(recorder.folder)["loss"][1] == [(41, 1.0), (42, 0.5)]  # readings do not move the step
