@@ -83,27 +83,32 @@ def test_the_fleet_now_holds_no_old_value_and_no_simulated_sum(asked: Asked) -> 
         "ok",
     )
     assert gpus[BUSY]["throttle_reasons"] == ["gpu_idle", "sw_power_cap"]  # 5 = 1 + 4
-    assert (gpus[LAZY]["status"], gpus[LAZY]["live"]) == ("driver hung", True)
+    # What hangs gives nothing: no value of before stands for it, though its last one is as young as the other's.
+    assert (gpus[LAZY]["status"], gpus[LAZY]["power_usage"], gpus[LAZY]["memory_used"]) == (
+        "driver hung",
+        None,
+        None,
+    )
     assert (gpus[PLAIN]["gpu_utilization"], gpus[PLAIN]["status"], gpus[PLAIN]["time"]) == (
         None,
         "silent",
         asked.stamp(4),
     )
-    # Real GPUs, the instance not counted beside its GPU: busy, lazy, plain, long; two of them speak.
+    # Real GPUs, the instance not counted beside its GPU: busy, lazy, plain, long; one gives values, one hangs.
     assert found["totals"] == {
-        "nodes": 3, "silent_nodes": 2, "gpus": 4, "gpus_now": 2, "gpus_failed": 1, "gpus_idle": 1, "gpus_held_idle": 1,
-        "gpu_utilization": 45.2, "power_usage": 700.5, "memory_used": 40 * GIB, "memory_total": 160 * GIB,
+        "nodes": 3, "silent_nodes": 2, "gpus": 4, "gpus_now": 1, "gpus_failed": 1, "gpus_idle": 0, "gpus_held_idle": 0,
+        "gpu_utilization": 90.5, "power_usage": 350.25, "memory_used": 20 * GIB, "memory_total": 80 * GIB,
     }  # fmt: skip
     assert (found["excluded_simulated_gpus"], found["includes_simulated"]) == (1, False)
 
 
 def test_simulated_gpus_are_in_the_totals_when_asked_for(asked: Asked) -> None:
     found = asked.get("/api/fleet", include="simulated")
-    # (90.5 + 0 + 50) / 3 = 46.83
+    # (90.5 + 50) / 2 = 70.25, to one decimal; the one that hangs counts nowhere.
     assert (found["totals"]["gpus"], found["totals"]["gpus_now"], found["totals"]["gpu_utilization"]) == (
         5,
-        3,
-        46.8,
+        2,
+        70.2,
     )
     assert (found["totals"]["nodes"], found["excluded_simulated_gpus"]) == (4, 0)
 

@@ -120,7 +120,9 @@ class Picture:
             uids = {gpu.uid for gpu in row.gpus}
             for gpu in row.gpus:
                 if gpu.share.parent_uid not in uids:
-                    found.setdefault((row.contract, gpu.share.is_simulated), Totals()).add(gpu.share, now)
+                    found.setdefault((row.contract, gpu.share.is_simulated), Totals()).add(
+                        gpu.share, now, row.seen_until
+                    )
         return found
 
 
@@ -147,13 +149,15 @@ class Totals:
     memory_total: int = 0
     memory_of: int = 0
 
-    def add(self, share: Share, now: float) -> None:
-        """Add a GPU; its values only where they count as now."""
+    def add(self, share: Share, now: float, seen_until: float) -> None:
+        """Add a GPU of a node that speaks until `seen_until`; its values only where they count as now."""
         self.gpus += 1
+        if not share.is_ok:
+            self.gpus_failed += seen_until >= now
+            return
         if share.until < now:
             return
         self.gpus_now += 1
-        self.gpus_failed += not share.is_ok
         if share.utilization is not None:
             self.utilization += share.utilization
             self.utilization_of += 1

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 from sqlalchemy import Connection, Select, select
 
+from gpu_monitor.server.store.fleet import OK
 from gpu_monitor.server.store.freshness import seen_until, values_until
 from gpu_monitor.server.store.schema import (
     LIVE_METRICS,
@@ -176,15 +177,17 @@ _SHOWERS = [(metric.name, shower(metric)) for metric in LIVE_METRICS]
 
 
 def _gpu(row: Any, node: Any) -> GpuRow:
-    """The names are those of the fleet's list; `silent_after` is until when the values count as now."""
+    """The names are those of the fleet's list; `silent_after` is until when the values count as now. A GPU whose node
+    said why it gives nothing has none."""
     identity = identity_of(row["identity"])
     until = values_until(row["time"], row["live"], node["period_seconds"], node["interval_seconds"])
+    is_ok = row["status"] in (None, OK)
     body = {
         "uid": row["uid"],
         "pci_bus_id": identity.pci_bus_id,
         "name": row["name"],
         "memory_total": identity.memory_total,
-        **{name: show(row[name]) for name, show in _SHOWERS},
+        **{name: show(row[name]) if is_ok else None for name, show in _SHOWERS},
         "index": identity.index,
         "node": node["uuid"],
         "hostname": node["hostname"],
@@ -201,10 +204,10 @@ def _gpu(row: Any, node: Any) -> GpuRow:
         until=until,
         parent_uid=identity.parent_uid,
         is_simulated=row["simulated"],
-        is_ok=row["status"] == "ok",
-        utilization=row["gpu_utilization"],
-        power=row["power_usage"],
-        memory_used=row["memory_used"],
+        is_ok=is_ok,
+        utilization=row["gpu_utilization"] if is_ok else None,
+        power=row["power_usage"] if is_ok else None,
+        memory_used=row["memory_used"] if is_ok else None,
         memory_total=identity.memory_total,
     )
     return GpuRow(row["ordinal"], row["uid"], msgspec.json.encode(body), share)

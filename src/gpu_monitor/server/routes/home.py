@@ -98,7 +98,7 @@ def _figures(totals: FleetTotals) -> list[tuple[str, str]]:
     power = totals.power_usage
     return [
         ("Nodes reporting", f"{reporting} of {totals.nodes}"),
-        ("GPUs heard now", f"{totals.gpus_now} of {totals.gpus}"),
+        ("GPUs that give values", f"{totals.gpus_now} of {totals.gpus}"),
         ("GPUs with a fault", str(totals.gpus_failed)),
         ("Idle", str(totals.gpus_idle)),
         ("Utilisation", text_of(totals.gpu_utilization, "%")),

@@ -18,6 +18,8 @@ from gpu_monitor.server.store.gpus import GpuFilter
 from gpu_monitor.server.store.schema import LIVE_METRICS, contracts, facts, gpus, latest, nodes, scale_of
 from gpu_monitor.server.store.values import identity_of, shower, stamp
 
+OK = "ok"
+"""The status of a GPU with which nothing is wrong."""
 SILENT = "silent"
 """The status of a GPU whose newest value is too old to count as now."""
 
@@ -25,9 +27,10 @@ SILENT = "silent"
 class FleetTotals(msgspec.Struct, kw_only=True):
     """What the fleet comes to; MIG instances count as part of their GPU.
 
-    GPUs count as now while their newest value does; null where nothing is known.
+    GPUs count as now while their newest value does and nothing is wrong with them; null where nothing is known.
 
-    `gpus_failed`: the node says that something is wrong with it. Idle and held are meant as in usage.
+    `gpus_failed`: the node, which speaks, said last why it gives nothing; so it has no values, and is not among
+    `gpus_now`. Idle and held are meant as in usage.
     `gpu_utilization` is the mean over the GPUs that tell it; the rest are sums over those that tell it.
     """
 
@@ -73,7 +76,8 @@ FleetGpu = msgspec.defstruct(
 FleetGpu.__doc__ = (
     "One GPU now: the default columns, then where it is. `time` is the end of what the values cover; `live`: they"
     " are a live sample, else the means of a whole period, of which `coverage` was recorded. Values that are too"
-    " old to count as now are null, and `status` is silent; else it is ok, or the cause of the gap it is in."
+    " old to count as now are null, and `status` is silent. Else it is ok, or why the GPU gives nothing: then values"
+    " are null, too, for as long as its node speaks."
 )
 _make: Callable[..., msgspec.Struct] = FleetGpu
 
@@ -110,12 +114,13 @@ def fleet_now(
         node = held.get(agent)
         if node is None:
             continue
-        is_now = time is not None and time >= since[agent][bool(live)]
+        has_failed = status not in (None, OK) and node.seen_until >= now
+        is_now = not has_failed and time is not None and time >= since[agent][bool(live)]
         identity = identity_of(body)
         if is_simulated and not simulated:
             excluded += 1
         elif identity.parent_uid not in uids:
-            sums.add(values, identity.memory_total, is_now, status)
+            sums.add(values, identity.memory_total, is_now, has_failed)
         if time not in times:
             times[time] = stamp(time)
         shown = [show(value) for show, value in zip(_SHOWERS, values, strict=True)] if is_now else _NOTHING
@@ -123,7 +128,7 @@ def fleet_now(
             _make(
                 uid, identity.pci_bus_id, name, *shown[:_CUT], identity.memory_total, *shown[_CUT:],
                 identity.index, node.uuid, node.hostname, node.number, source, is_simulated,
-                status if is_now else SILENT, times[time], live,
+                status if is_now or has_failed else SILENT, times[time], live,
                 None if coverage is None or not is_now else coverage / 10_000,
             )
         )  # fmt: skip
@@ -215,14 +220,14 @@ class _Sums:
         self.agents: set[int] = set()
         self._utilization = self._utilization_of = self._power = self._power_of = 0
 
-    def add(self, values: Sequence[Any], memory_total: int | None, is_now: bool, status: str | None) -> None:
+    def add(self, values: Sequence[Any], memory_total: int | None, is_now: bool, has_failed: bool) -> None:
         """Add a GPU; its values only where they count as now."""
         totals = self.totals
         totals.gpus += 1
+        totals.gpus_failed += has_failed
         if not is_now:
             return
         totals.gpus_now += 1
-        totals.gpus_failed += status != "ok"
         used, power, memory = values[_AT_UTILIZATION], values[_AT_POWER], values[_AT_MEMORY]
         if used is not None:
             self._utilization += used
