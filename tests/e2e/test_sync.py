@@ -76,7 +76,8 @@ def test_a_killed_training_is_on_the_server_after_a_sync_exactly_once(shelf: She
     assert steps_of(data)[: last + 1] == list(range(last + 1))
     before = len(shelf.asked)
     again = ask(tmp_path, "sync", "--server", shelf.url)
-    assert (again.returncode, again.stdout, len(shelf.asked)) == (0, "", before)
+    # Whether the server still holds it is asked for with its last line alone.
+    assert (again.returncode, again.stdout, len(shelf.asked)) == (0, "", before + 1)
     assert "it holds everything" in again.stderr
 
 
@@ -199,14 +200,33 @@ def test_ctrl_c_leaves_everything_safe_and_the_same_command_goes_on(shelf: Shelf
     assert all_held(shelf, tmp_path / "experiments")
 
 
-def test_again_asks_about_everything(shelf: Shelf, tmp_path: Path) -> None:
+def test_what_a_server_lost_is_sent_again(shelf: Shelf, tmp_path: Path) -> None:
     make(tmp_path / "experiments")
     assert ask(tmp_path, "sync", "--server", shelf.url).returncode == 0
+    (held,) = shelf.segments.values()
+    whole = bytes(held)
     shelf.segments.clear()  # the server lost its database
+    again = ask(tmp_path, "sync", "--server", shelf.url)
+    assert again.returncode == 0
+    assert f"{len(whole)} B uploaded" in again.stdout
+    (held,) = shelf.segments.values()
+    assert bytes(held) == whole
+    # Restored to an earlier moment: it holds the first two lines.
+    two = whole.index(b"\n", whole.index(b"\n") + 1) + 1
+    del held[two:]
     assert ask(tmp_path, "sync", "--server", shelf.url).returncode == 0
-    assert shelf.segments == {}, "what was sent is not sent again by itself"
+    assert bytes(next(iter(shelf.segments.values()))) == whole
     assert ask(tmp_path, "sync", "--server", shelf.url, "--again").returncode == 0
-    assert all_held(shelf, tmp_path / "experiments")
+    assert bytes(next(iter(shelf.segments.values()))) == whole
+
+
+def test_what_was_deleted_on_the_server_is_owed_to_nobody(shelf: Shelf, tmp_path: Path) -> None:
+    make(tmp_path / "experiments")
+    shelf.behave(then=Fault("status", status=410, body='{"detail": "it was deleted"}'))
+    told = ask(tmp_path, "sync", "--server", shelf.url)
+    assert told.returncode == 0, told.stderr
+    assert "it was deleted" in told.stdout
+    assert "it holds everything but what was deleted there" in told.stderr
 
 
 def test_watching_takes_up_what_comes_later(shelf: Shelf, tmp_path: Path) -> None:

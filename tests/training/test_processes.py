@@ -274,9 +274,15 @@ def test_a_killed_training_is_resumed_to_its_end(tmp_path: Path) -> None:
     first, second = logs(tmp_path)
     assert "resumed" not in records(first)[0][2]
     assert records(second)[0][2]["resumed"] is True
+    # A run has one name and one project, whatever a resumed part is called.
+    code = code.replace('"again", "project"', '"other", "elsewhere"')
+    other = run(code, tmp_path, crashed.id)
+    assert "goes on under its name 'again', not 'other'" in other.stderr
+    assert [records(log)[0][2]["name"] for log in logs(tmp_path)] == ["again"] * 3
+    assert [records(log)[0][2]["project"] for log in logs(tmp_path)] == ["project"] * 3
     # By its name, too; and an id that is not on this machine is taken as it is.
     assert run(code, tmp_path, "again").returncode == 0
-    assert open_experiment(directory, crashed.id).last_step == 29
+    assert open_experiment(directory, crashed.id).last_step == 39
     away = run(code, tmp_path, "20240320T143000Z-5f0c2a9b")
     assert away.returncode == 0
     assert "is not in" in away.stderr

@@ -82,14 +82,15 @@ def run(args: argparse.Namespace) -> int:
     )
     for words in compared.said:
         note(words)
+    figure = None if args.plot is None else compared.plot(args.metric or None)
     if args.json:
         print(json_text(_plain(compared.to_dict()), indent=2))
     else:
         print(compared.table(table_width(sys.stdout), every=args.every))
-    if args.plot is not None:
+    if figure is not None:
         path = Path(args.plot)
         try:
-            compared.plot(args.metric or None).savefig(path)
+            figure.savefig(path)
         except (OSError, ValueError) as error:
             raise GpuMonitorError(
                 f"cannot write {path}: {error}", "Name a .png, .svg or .pdf you may write."

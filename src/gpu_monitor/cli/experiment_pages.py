@@ -15,8 +15,9 @@ _LONGEST = 12
 
 
 def print_list(items: Sequence[Mapping[str, Any]], stream: TextIO) -> None:
-    """One line for each; names are cut so that 80 columns, or the terminal, hold them."""
-    room = max(8, table_width(stream) - 72)
+    """One line for each. Names are cut to what a terminal has room for, and whole in a pipe, where they are looked for."""
+    longest = max(len(one["name"]) for one in items)
+    room = max(8, table_width(stream) - 72) if stream.isatty() else longest
     rows = [
         (
             _cut(one["name"], room), one["id"], one["status"] + _flags(one), _stamp(one["started"]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import csv
+import itertools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -100,6 +101,9 @@ def _add_list(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="started, params.x, metrics.x, min(x) ... (asks a server)",
     )
+    add(
+        "--order", choices=("asc", "desc"), default=None, help="of --sort (default: desc, the greatest first)"
+    )
     hidden = parser.add_mutually_exclusive_group()
     hidden.add_argument("--archived", action="store_true", default=False, help="only archived ones")
     hidden.add_argument("--all", action="store_true", default=False, help="archived ones, too")
@@ -171,8 +175,8 @@ def _list(runs: Runs, args: argparse.Namespace) -> int:
         args.sort,
         args.limit,
     )
-    if wanted.sort is not None and isinstance(runs, RunsHere):
-        raise UsageError("--sort asks a server", "Say --server URL.")
+    if (wanted.sort or wanted.order) and isinstance(runs, RunsHere):
+        raise UsageError("--sort and --order ask a server", "Say --server URL.")
     found = runs.list(wanted)
     if args.json:
         print(json_text({"items": found.items, "has_more": found.has_more}, indent=2))
@@ -201,7 +205,11 @@ def _show(runs: Runs, args: argparse.Namespace) -> int:
 
 
 def _export(runs: Runs, args: argparse.Namespace) -> int:
-    points = runs.points(args.name, tuple(args.metric))
+    points = _begun(runs.points(args.name, tuple(args.metric)))
+    if isinstance(runs, RunsThere):
+        note(
+            "the server gives points by their steps: the column of times is empty; exported where it ran, it is full"
+        )
     if args.output is None:
         return _write(points, args.output_format, sys.stdout, args.name)
     path = Path(args.output)
@@ -220,6 +228,12 @@ def _export(runs: Runs, args: argparse.Namespace) -> int:
     finally:
         draft.unlink(missing_ok=True)
     return code
+
+
+def _begun(points: Iterator[Point]) -> Iterator[Point]:
+    """The same points; what cannot be read is told before anything is written."""
+    first = list(itertools.islice(points, 1))
+    return itertools.chain(first, points)
 
 
 def _write(points: Iterator[Point], form: str, stream: TextIO, name: str) -> int:
@@ -256,7 +270,11 @@ def _archive(runs: Runs, args: argparse.Namespace) -> int:
 
 
 def _delete(runs: Runs, args: argparse.Namespace) -> int:
-    experiment_id, what = runs.about(args.name)
+    experiment_id, what, is_archived = runs.about(args.name)
+    if not is_archived:
+        raise GpuMonitorError(
+            f"{experiment_id} is not archived", f"First: gpu_monitor experiments archive {experiment_id}"
+        )
     if not args.yes and not agrees(f"This deletes {what} for good."):
         note("nothing was deleted")
         return EXIT_FAILED

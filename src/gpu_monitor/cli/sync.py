@@ -45,7 +45,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add("--server", metavar="URL", default=None, help=f"the server (default: {SERVER}, .env, the agent's)")
     add(
         "--again", action="store_true", default=False,
-        help="ask the server about everything, whatever is remembered here",
+        help="send everything again, whatever is remembered here; it changes nothing there",
     )  # fmt: skip
     add("--watch", metavar="SECONDS", type=_seconds, default=None, help="do it again and again, so often")
     add("--json", action="store_true", default=False, help="print what became of each experiment as JSON")
@@ -107,7 +107,7 @@ def _sync(
     try:
         for one in sync.run(folders):
             found.append(one)
-            if not args.json and (one.uploaded_bytes or one.uploaded_files or not one.is_done):
+            if not args.json and (one.uploaded_bytes or one.uploaded_files or one.reasons or not one.is_done):
                 bar.clear()
                 print(_line(one), flush=True)
     finally:
@@ -174,7 +174,7 @@ def _line(one: Synced) -> str:
         words.append(f"{one.local_files} file{'' if one.local_files == 1 else 's'} not uploaded")
     reason = f" ({clean(one.reasons[0])})" if one.reasons else ""
     name = f"  {clean(one.name)}" if one.name else ""
-    return f"{clean(one.experiment_id)}{name}: {', '.join(words)}{reason}"
+    return f"{clean(one.experiment_id)}{name}: {', '.join(words or ['nothing to send'])}{reason}"
 
 
 def _summary(server: ExperimentServer, found: Sequence[Synced]) -> str:
@@ -185,6 +185,8 @@ def _summary(server: ExperimentServer, found: Sequence[Synced]) -> str:
     if local or missing:
         text += f"; still local: {size_text(local)}" + (f" and {missing} files" if missing else "")
         return text + ". Nothing is lost: the same command goes on from here"
+    if any(one.reasons for one in found):
+        return text + "; it holds everything but what was deleted there"
     return text + "; it holds everything"
 
 

@@ -53,6 +53,29 @@ class SegmentSender:
         self._sent = read_sent(path)
         self._saved = self._sent.get(server.base, 0)
         self.held = self._saved if trusts_cache else 0
+        self.least = self._saved
+        """The least that the server has said to hold, where it was less than was remembered."""
+        self.is_deleted_there = False
+        """The server says that the experiment was deleted there: it takes nothing of it any more, and is owed nothing."""
+
+    def look_again(self) -> None:
+        """Have the next step send the last line that the server is remembered to hold once more.
+
+        What it answers says how far it holds the segment now: it may have been restored to an earlier day.
+        """
+        if not 0 < self.held <= self.size():
+            self.held = 0
+            return
+        try:
+            descriptor = open_plain(self.path)
+        except OSError:
+            return  # the next step says so
+        try:
+            begin = max(0, self.held - RECORD_BYTES)
+            before = read_at(descriptor, self.held - begin, begin)
+        finally:
+            os.close(descriptor)
+        self.held = begin + before.rfind(b"\n", 0, len(before) - 1) + 1
 
     def size(self) -> int:
         """Bytes of the file now, a torn tail included; 0 where it is gone."""
@@ -129,6 +152,7 @@ class SegmentSender:
             return Told(Meaning.ELSEWHERE, self.held)
         if told.meaning in (Meaning.REFUSED, Meaning.TOO_LARGE):
             self.problem = told.text
+            self.is_deleted_there = told.status == 410
         if told.offset is None:
             return told
         self._was_refused = False
@@ -141,6 +165,7 @@ class SegmentSender:
                 f"{self._server.name} holds {offset} bytes of {self.path.name}, which has {size} here"
             )
             return told
+        self.least = min(self.least, offset)
         self._jumps = 0 if offset > self.held else self._jumps + 1
         self.held = offset
         if self._jumps > _JUMPS:
@@ -209,7 +234,10 @@ def read_header(path: Path) -> Header | None:
 
 
 def segment_files(folder: Path) -> list[Path]:
-    """The segments of an experiment's folder, in order of their names; none where it is no such folder."""
+    """The segments of an experiment's folder, the one that began first at first; none where it is no such folder.
+
+    What was said first is heard first: a server takes the name of a run from its first header.
+    """
     if not EXPERIMENT_ID.fullmatch(folder.name):
         return []
     try:
@@ -221,4 +249,11 @@ def segment_files(folder: Path) -> list[Path]:
             ]
     except OSError:
         return []
-    return [folder / name for name in sorted(names) if SEGMENT.fullmatch(name[: -len(".log")])]
+    paths = [folder / name for name in sorted(names) if SEGMENT.fullmatch(name[: -len(".log")])]
+    return sorted(paths, key=_began) if len(paths) > 1 else paths
+
+
+def _began(path: Path) -> float:
+    """When a segment began, UTC epoch seconds; one without a header comes last."""
+    header = read_header(path)
+    return float("inf") if header is None else header.about.started

@@ -75,10 +75,19 @@ def _resumed(settings: TrainingSettings, resume: str, name: str | None, project:
         return None
     if stored.said:
         tell(f"resuming: {stored.said}", logging.INFO)
+    for what, given, held in (
+        ("name", _short(name), stored.name),
+        ("project", _short(project), stored.project),
+    ):
+        if given not in (
+            None,
+            held,
+        ):  # a run has one of each: or it would depend on which segment is read first
+            tell(f"experiment {stored.id} goes on under its {what} {held!r}, not {given!r}")
     return Run(
         experiment_id=stored.id,
-        name=_short(name) or stored.name,
-        project=_short(project) or stored.project,
+        name=stored.name,
+        project=stored.project,
         folder=stored.folder,
         is_resumed=True,
         step=stored.last_step,

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import json
 from collections.abc import Mapping, Sequence
@@ -173,6 +174,12 @@ class Comparison:
         names = [metrics] if isinstance(metrics, str) else list(metrics or self.metric_names())[:12]
         if not names:
             raise NothingFound("these experiments have no metrics to plot")
+        known = self.metric_names(own=False)
+        for name in names:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, 1)
+                hint = f"Did you mean {near[0]}?" if near else f"They have: {', '.join(known) or 'none'}."
+                raise NothingFound(f"none of these experiments has a metric {name!r}", hint)
         columns = 1 if len(names) == 1 else 2
         lines = -(-len(names) // columns)
         figure = figure_of(figsize=(6.4 * columns, 3.6 * lines), layout="constrained")
@@ -258,7 +265,7 @@ def _other(module: str, what: str) -> Any:
 
 
 def _is_reading(name: str) -> bool:
-    return name.startswith(("system/", "gpu/"))
+    return name.startswith(("system/", "process/", "gpu/"))
 
 
 def _pair(came: Came | None) -> dict[str, Any] | None:

@@ -19,6 +19,7 @@ class Wanted:
     archived: bool | None = False
     sort: str | None = None
     limit: int = 50
+    order: str | None = None
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,8 @@ class RunsHere:
         return {
             "id": run.id, "name": run.name, "project": run.project, "status": run.status, "simulated": run.simulated,
             "archived": (stored.folder / ARCHIVED).exists(), "started": format_time(stored.started),
-            "ended": None if ended is None else format_time(ended), "duration_seconds": run.seconds,
+            "ended": None if ended is None else format_time(ended),
+            "duration_seconds": None if run.seconds is None else round(run.seconds, 3),
             "last_step": run.last_step, **_writer(stored), **stored.ending, "params": run.params, "tags": run.tags,
             "metrics": [_metric(stored, metric, one) for metric, one in run.metrics.items()],
             "notes": [{"time": format_time(one.time), "text": one.record.text} for one in stored.notes],
@@ -96,15 +97,14 @@ class RunsHere:
             ) from error
         return stored.id
 
-    def about(self, name: str) -> tuple[str, str]:
-        """The id that a name means, and what would be gone with it, in words."""
+    def about(self, name: str) -> tuple[str, str, bool]:
+        """The id that a name means, what would be gone with it, in words, and whether it is archived."""
         stored = open_experiment(self.directory, name)
         files = [path for path in stored.folder.rglob("*") if path.is_file()]
         size = sum(path.stat().st_size for path in files)
-        return (
-            stored.id,
-            f"{stored.name} ({stored.id}) with {len(files)} files, {size:,} bytes, in {stored.folder}",
-        )
+        count = "1 file" if len(files) == 1 else f"{len(files)} files"
+        what = f"{stored.name} ({stored.id}) with {count}, {size:,} bytes, in {stored.folder}"
+        return stored.id, what, (stored.folder / ARCHIVED).exists()
 
     def delete(self, name: str) -> str:
         """Remove an archived experiment with its files; which one it was. It is renamed first: never half there."""

@@ -32,7 +32,13 @@ class RunsThere:
         asked: list[tuple[str, Any]] = [("tag", tag) for tag in wanted.tags] + [
             ("status", one) for one in wanted.status
         ]
-        named = {"project": wanted.project, "text": wanted.text, "where": wanted.where, "sort": wanted.sort}
+        named = {
+            "project": wanted.project,
+            "text": wanted.text,
+            "where": wanted.where,
+            "sort": wanted.sort,
+            "order": wanted.order,
+        }
         asked += [(name, value) for name, value in named.items() if value is not None]
         asked.append(("archived", "all" if wanted.archived is None else str(wanted.archived).lower()))
         items: list[dict[str, Any]] = []
@@ -79,13 +85,13 @@ class RunsThere:
         told = self._ask("PATCH", f"/api/experiments/{quote(name, safe='')}", {"archived": is_archived})
         return str(told["id"])
 
-    def about(self, name: str) -> tuple[str, str]:
-        """The id that a name means, and what would be gone with it, in words."""
+    def about(self, name: str) -> tuple[str, str, bool]:
+        """The id that a name means, what would be gone with it, in words, and whether it is archived."""
         found = self._get(f"/api/experiments/{quote(name, safe='')}")
         what = (
             f"{found['name']} ({found['id']}) with {found['points']:,} points and its files, on {self.where}"
         )
-        return str(found["id"]), what
+        return str(found["id"]), what, bool(found["archived"])
 
     def delete(self, name: str) -> str:
         """Remove an archived experiment with its files."""

@@ -80,8 +80,8 @@ def find_experiments(directories: Sequence[Path]) -> list[Path]:
 class Sync:
     """Brings experiments to one server, one after the other, in the caller's thread.
 
-    `moved` is told of bytes as they go, and of the experiment. `again`: the server is asked about everything,
-    whatever is remembered here.
+    `moved` is told of bytes as they go, and of the experiment. `again`: everything is sent again, whatever is
+    remembered here; else the server is asked for each segment whether it still holds what it held.
     """
 
     def __init__(
@@ -123,11 +123,13 @@ class Sync:
         uploaded = 0
         for sender in senders:
             before = self._known(sender.path)
+            if before:
+                sender.look_again()
             try:
                 self._send(sender, blobs)
             finally:
                 sender.save()
-            uploaded += max(0, sender.held - before)
+            uploaded += max(0, sender.held - min(before, sender.least))
         return self._sum_up(folder, senders, blobs, uploaded)
 
     def _send(self, sender: SegmentSender, blobs: BlobSender) -> None:
@@ -158,7 +160,7 @@ class Sync:
         self, folder: Path, senders: Sequence[SegmentSender], blobs: BlobSender, uploaded: int
     ) -> Synced:
         header = next(filter(None, (read_header(sender.path) for sender in senders)), None)
-        left = [max(0, sender.size() - sender.held) for sender in senders]
+        left = [0 if sender.is_deleted_there else max(0, sender.size() - sender.held) for sender in senders]
         torn = [
             0 if self.stopped or sender.problem else rest for sender, rest in zip(senders, left, strict=True)
         ]
