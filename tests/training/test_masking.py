@@ -90,3 +90,23 @@ def test_secrets_in_text(given: str, kept: str) -> None:
 )
 def test_source_text_stays_readable(text: str) -> None:
     assert mask_text(text) == text
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "api_key",
+        "API_KEY",
+        "api_\u212aey",
+        "pa\u017f\u017fword",
+        "credent\u0131als",
+        "to\u212aen",
+        "PWD",
+        "\u017fecret",
+    ],
+)
+def test_names_that_expressions_take_for_secrets_in_any_case_are_looked_for(name: str) -> None:
+    # A Kelvin sign, a long s and an i without a dot are k, s and i to whoever ignores case.
+    assert mask_arguments([f"--{name}", "hunter2"]) == [f"--{name}", "***"]
+    assert mask_text(f'{name} = "hunter2hunter2"') == f'{name} = "***"'
+    assert mask_text("Ba\u017f\u0131c aHVudGVyMjpodW50ZXIy") == "Ba\u017f\u0131c ***"
