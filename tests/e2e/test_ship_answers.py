@@ -173,7 +173,7 @@ FAILURES = {
     "cut": (Step("cut"), None, "retry", "pending", (5, 10), "broke"),
     "close": (Step("close"), None, "retry", "pending", (5, 10), "broke"),
     "not HTTP": (Step("binary"), None, "retry", "pending", (5, 10), "broke"),
-    "hang": (Step("hang", seconds=60), None, "retry", "pending", (5, 10), "within 1 s"),
+    "hang": (Step("hang", seconds=60), None, "retry", "pending", (5, 10), "answer from 127.0.0.1"),
     "slow drip": (Step("drip", seconds=0.2), None, "retry", "pending", (5, 10), "within 1 s"),
     "slow header": (Step("slow_head", seconds=0.2), None, "retry", "pending", (5, 10), "within 1 s"),
 }  # fmt: skip
