@@ -14,6 +14,8 @@ from pathlib import Path
 
 import psycopg
 
+from tests.leftovers import MARK
+
 _UNPRIVILEGED = "postgres"
 """PostgreSQL refuses to run as root; Debian's package makes this user."""
 _SETTINGS = {
@@ -25,6 +27,7 @@ _SETTINGS = {
     "lc_messages": "C",
 }
 # Ends the server as its standard input says; where that ends without a word the tests were killed: all is removed.
+# Nobody else may end it, or its folder would stay: it goes without the mark of the tests.
 _WATCHED = """
 folder=$1; shift
 "$@" </dev/null & server=$!
@@ -88,7 +91,8 @@ class Cluster:
         words = [f"-c{name}={value}" for name, value in settings.items()]
         self._process = subprocess.Popen(
             ["sh", "-c", _WATCHED, "sh", self.folder, self._bin / "postgres", "-D", self._data, *words],
-            stdin=subprocess.PIPE, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, cwd=self.folder, **_identity(),
+            stdin=subprocess.PIPE, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, cwd=self.folder,
+            env={name: value for name, value in os.environ.items() if name != MARK}, **_identity(),
         )  # fmt: skip
         ready = threading.Event()
         threading.Thread(target=self._listen, args=(self._process, ready), daemon=True).start()
