@@ -118,6 +118,30 @@ def test_two_runs_stand_side_by_side(two: tuple[Path, list[str]]) -> None:
     assert not (folder / "curves.png").exists()
 
 
+def test_a_page_keeps_what_is_there_and_what_a_row_is_of(tmp_path: Path) -> None:
+    made = run(
+        """
+        long = "validation/very/long/name/of/a/metric/loss"
+        with TrainingMonitor("toy", {quiet}) as monitor:
+            for epoch in range(20):
+                monitor.log_metrics({long: 1 / (epoch + 1)}, step=epoch)
+                monitor.log_text("sample", f"text {epoch}", step=epoch)
+                monitor.save_checkpoint(b"state", epoch, keep="last:2")
+            monitor.log_text("last word", "it is done", step=20)
+        """,
+        tmp_path,
+    )
+    assert made.returncode == 0, made.stderr
+    page = gpu_monitor(tmp_path, "compare", "toy", "--step", "4").stdout
+    rows = [line[:26].rstrip() for line in page.splitlines() if line.startswith("validation")]
+    assert [row.rpartition("…")[2] for row in rows] == [" best", " last", " at 4"]
+    shown = gpu_monitor(tmp_path, "experiments", "show", "toy").stdout
+    files = [line.split(maxsplit=1) for line in shown.partition("pictures and files\n")[2].splitlines()]
+    checkpoint, *texts = files
+    assert checkpoint[0] == "checkpoint" and checkpoint[1].endswith("@19, the newest of 2")
+    assert texts == [["text", "last word @20"], ["text", "sample @19, the newest of 20"]]
+
+
 def test_archiving_hides_and_only_what_is_archived_can_be_deleted(tmp_path: Path) -> None:
     assert run(SCRIPT, tmp_path, "0.5", "slow").returncode == 0
     (log,) = logs(tmp_path)

@@ -84,6 +84,34 @@ def test_the_block_of_a_monitor_ends_with_it(tmp_path: Path, body: str, code: in
     assert last_status(logs(tmp_path)[0])[0] == status
 
 
+def test_the_traceback_of_what_leaves_the_block_is_in_the_output(tmp_path: Path) -> None:
+    done = run(
+        """
+        class Odd(Exception):
+            def __str__(self):
+                raise RuntimeError("no text")
+
+        def step(number):
+            if number == 900:
+                raise Odd
+            step(number + 1)
+
+        with TrainingMonitor("end", server="", directory="experiments", capture=["console"]) as monitor:
+            print("before", file=sys.stderr)
+            step(0)
+        """,
+        tmp_path,
+    )
+    assert done.returncode == 1
+    (log,) = logs(tmp_path)
+    lines = [text for _, _, stream, text in of_kind(log, "x") if stream == "stderr"]
+    told = done.stderr[done.stderr.index("Traceback") :].splitlines()
+    kept = [line for line in lines if line != "before"]
+    assert (kept[0], kept[-1]) == (told[0], told[-1]) == ("Traceback (most recent call last):", told[-1])
+    assert kept[:40] == told[:40] and len(kept) < 1000
+    assert last_status(log)[0] == "failed" and last_status(log)[1]["reason"].startswith("Odd: ")
+
+
 def test_a_program_started_by_module_name_ends_as_others_do(tmp_path: Path) -> None:
     (tmp_path / "package").mkdir()
     (tmp_path / "package/__init__.py").touch()

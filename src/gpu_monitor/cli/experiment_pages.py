@@ -52,10 +52,7 @@ def print_details(found: Mapping[str, Any], stream: TextIO) -> None:
         [(_stamp(one["time"]), f"{one['level']}: {one['title']}") for one in found["alerts"]],
         stream,
     )
-    files = [
-        (one["kind"], f"{one['name']}" + (f" @{one['step']}" if one.get("step") is not None else ""))
-        for one in found.get("media", [])
-    ]
+    files = _files(found.get("media") or [])
     _section("pictures and files", files, stream)
 
 
@@ -71,6 +68,32 @@ def _facts(found: Mapping[str, Any]) -> list[tuple[str, Any]]:
         ("commit", git.get("commit")), ("segments", len(segments)), ("damaged", found.get("damaged") or None),
         ("folder", found.get("folder")),
     ]  # fmt: skip
+
+
+def _files(media: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """One line for each kind and name: the newest, and how many there are. A checkpoint that a policy removed is gone."""
+    removed = {_place(one) for one in media if _more(one).get("removed")}
+    newest: dict[tuple[str, str], tuple[int, Mapping[str, Any]]] = {}
+    for one in media:
+        if one["kind"] == "checkpoint" and _place(one) in removed:
+            continue
+        name = "" if one["kind"] == "checkpoint" else one["name"]
+        before, _ = newest.pop((one["kind"], name), (0, one))
+        newest[one["kind"], name] = before + 1, one
+    lines = []
+    for (kind, _), (count, one) in sorted(newest.items(), key=lambda pair: pair[0]):
+        step = f" @{one['step']}" if one.get("step") is not None else ""
+        lines.append((kind, f"{one['name']}{step}{f', the newest of {count}' if count > 1 else ''}"))
+    return lines
+
+
+def _place(one: Mapping[str, Any]) -> Any:
+    return _more(one).get("file") or one.get("file")
+
+
+def _more(one: Mapping[str, Any]) -> Mapping[str, Any]:
+    more = one.get("more")
+    return more if isinstance(more, Mapping) else {}
 
 
 def _metrics(metrics: Sequence[Mapping[str, Any]], stream: TextIO) -> None:

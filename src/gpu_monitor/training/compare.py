@@ -78,35 +78,34 @@ class Comparison:
     def table(self, width: int = 100, *, every: bool = False) -> str:
         """The comparison as lines of at most `width` columns. `every`: also what is the same, and the SDK's readings."""
         rows = list(self._rows(every))
-        first = min(max(len(row[0]) for row in rows), max(20, width // 3))
+        first = min(max(len(name + kind) for name, kind, _ in rows), max(20, width // 3))
         room = max(_LEAST_CELL, width - first)
-        cell = min(max(len(text) for row in rows for text in row[1]), _LARGEST_CELL)
+        cell = min(max(len(text) for *_, cells in rows for text in cells), _LARGEST_CELL)
         columns = max(1, room // (cell + 2))
         lines = [SIMULATED] if any(run.simulated for run in self.runs) else []
         for start in range(0, len(self.runs), columns):
-            for name, cells in rows:
+            for name, kind, cells in rows:
                 shown = "".join(
                     f"  {_cut(text, cell).rjust(cell)}" for text in cells[start : start + columns]
                 )
-                lines.append(f"{_cut(name, first).ljust(first)}{shown}".rstrip())
+                label = _cut(name, first - len(kind)) + kind  # what of the metric it is, is never cut
+                lines.append(f"{label.ljust(first)}{shown}".rstrip())
             lines.append("")
         return "\n".join(lines[:-1])
 
-    def _rows(self, every: bool) -> list[tuple[str, list[str]]]:
+    def _rows(self, every: bool) -> list[tuple[str, str, list[str]]]:
         runs = self.runs
         names = [run.name for run in runs]
-        rows = (
-            [("", names)]
-            if len(set(names)) == len(names)
-            else [("", names), ("id", [run.id for run in runs])]
-        )
+        rows = [("", "", names)]
+        if len(set(names)) < len(names):
+            rows.append(("id", "", [run.id for run in runs]))
         if len({run.project for run in runs}) > 1:
-            rows.append(("project", [run.project for run in runs]))
-        rows.append(("status", [run.status for run in runs]))
-        rows.append(("duration", [_duration(run.seconds) for run in runs]))
-        rows.append(("last step", [_whole(run.last_step) for run in runs]))
+            rows.append(("project", "", [run.project for run in runs]))
+        rows.append(("status", "", [run.status for run in runs]))
+        rows.append(("duration", "", [_duration(run.seconds) for run in runs]))
+        rows.append(("last step", "", [_whole(run.last_step) for run in runs]))
         params = self._params() if every else self.diff()
-        rows += [(name, [_text(value) for value in values]) for name, values in params.items()]
+        rows += [(name, "", [_text(value) for value in values]) for name, values in params.items()]
         for name in self.metric_names(own=not every):
             goal = self.best_is(name)
             of_it = [run.metrics.get(name) for run in runs]
@@ -117,14 +116,14 @@ class Comparison:
                     f"{text} *" if run is best and len(runs) > 1 else text
                     for text, run in zip(came, runs, strict=True)
                 ]
-                rows.append((f"{name} best", marked))
+                rows.append((name, " best", marked))
             rows.append(
-                (f"{name} last", [_came(None if one is None else one.last, at=False) for one in of_it])
+                (name, " last", [_came(None if one is None else one.last, at=False) for one in of_it])
             )
             if self.step is not None:
                 at = [_came(None if one is None else one.at) for one in of_it]
-                rows.append((f"{name} at {self.step}", at))
-        return [(clean(name), [clean(text) for text in cells]) for name, cells in rows]
+                rows.append((name, f" at {self.step}", at))
+        return [(clean(name), kind, [clean(text) for text in cells]) for name, kind, cells in rows]
 
     def to_dict(self) -> dict[str, Any]:
         """The comparison as JSON could hold it; NaN and infinities as floats."""
@@ -301,4 +300,4 @@ def _duration(seconds: float | None) -> str:
 
 
 def _cut(text: str, width: int) -> str:
-    return text if len(text) <= width else text[: width - 1] + "…"
+    return text if len(text) <= width else text[: max(width, 2) - 1] + "…"

@@ -14,10 +14,15 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from types import CodeType, FrameType, ModuleType, TracebackType
 from typing import Any, Protocol
 
+from gpu_monitor.training.border import ForeignError, call_foreign
+
 LONGEST_REASON = 2_000
+_MOST_LINES = 200
+"""Of a traceback: a recursion without end has thousands."""
 _FORK_SECONDS = 1.0
 """What a fork waits for a record that another thread is writing."""
 Ended = tuple[str, dict[str, Any]]
@@ -54,7 +59,22 @@ def of_exception(error: BaseException) -> Ended:
         return "stopped", {"signal": int(signal.SIGINT), "reason": "KeyboardInterrupt"}
     if isinstance(error, SystemExit):
         return of_exit(error.code)
-    return "failed", {"reason": f"{type(error).__name__}: {error}"[:LONGEST_REASON]}
+    try:
+        words = str(call_foreign(str, error))
+    except ForeignError:
+        words = "(its text cannot be had)"
+    return "failed", {"reason": f"{type(error).__name__}: {words}"[:LONGEST_REASON]}
+
+
+def traceback_lines(error: Exception) -> list[str]:
+    """What Python would print of an exception, at most its first and last lines, each cut to what a record takes."""
+    lines = [
+        line[:LONGEST_REASON] for text in traceback.format_exception(error) for line in text.splitlines()
+    ]
+    if len(lines) > _MOST_LINES:
+        left_out = len(lines) - _MOST_LINES
+        lines[_MOST_LINES // 2 : -_MOST_LINES // 2] = [f"  [gpu_monitor: {left_out} more lines]"]
+    return lines
 
 
 def of_exit(code: object) -> Ended:

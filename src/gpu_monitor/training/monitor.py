@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 from gpu_monitor.config.training import TrainingSettings
 from gpu_monitor.core.clock import process_seconds
 from gpu_monitor.training import beginning
-from gpu_monitor.training.ending import PROCESS_END, of_exception
+from gpu_monitor.training.ending import PROCESS_END, of_exception, traceback_lines
 from gpu_monitor.training.notice import tell
 from gpu_monitor.training.parts import Parts, options_of
 from gpu_monitor.training.recorder import Recorder
-from gpu_monitor.training.topics import Choice
+from gpu_monitor.training.topics import CONSOLE, Choice
 from gpu_monitor.training.values import plain
-from gpu_monitor.wire.training import STATUSES, Alert, Note, Params, Status, Tag
+from gpu_monitor.wire.training import STATUSES, Alert, Note, Params, Status, Tag, Text
 
 if TYPE_CHECKING:
     from gpu_monitor.core.compare import Best
@@ -71,7 +71,8 @@ class TrainingMonitor:
             self.add_tags(tags)
         if params:
             self.log_params(params)
-        self._parts.start(options_of(self.recorder, settings, capture))
+        self._options = options_of(self.recorder, settings, capture)
+        self._parts.start(self._options)
 
     @property
     def experiment_id(self) -> str:
@@ -260,6 +261,10 @@ class TrainingMonitor:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         status, more = of_exception(error) if error is not None else ("completed", {})
+        if isinstance(error, Exception) and self._options.wants(CONSOLE) and not self._is_over:
+            # It is printed, if it is, when nobody listens to the output any more.
+            for line in traceback_lines(error):
+                self.recorder.put(Text(self.recorder.at(), "stderr", line))
         self._finish(status, more, _EXIT_SECONDS)
 
     def __repr__(self) -> str:

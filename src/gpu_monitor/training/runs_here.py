@@ -65,7 +65,7 @@ class RunsHere:
             ],
             "media": [
                 {"time": format_time(one.time), "step": one.record.step, "kind": one.record.kind, "name": one.record.name,
-                 "file": one.record.more.get("file"), "size": one.record.more.get("size")}
+                 "file": one.record.more.get("file"), "size": one.record.more.get("size"), "more": one.record.more}
                 for one in stored.media
             ],
             "facts": stored.facts, "segments": [one.log.stem for one in stored.segments], "damaged": stored.damaged,
