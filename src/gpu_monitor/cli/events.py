@@ -263,7 +263,8 @@ def _wrapped(entry: Entry, room: int, told: set[str]) -> list[str]:
         text = f"no data for {lasted}, {ended}: {entry.message}"
     if entry.advice is not None:
         text = text.removesuffix(entry.advice).rstrip()
-        text += " (advice above)" if entry.advice in told else f" {entry.advice}"
+        stop = "" if text.endswith((".", ":", "!", "?")) else "."
+        text += " (advice above)" if entry.advice in told else f"{stop} {entry.advice}"
         told.add(entry.advice)
     # A kernel's or driver's words are not trusted with the terminal.
     shown = "".join(letter if letter.isprintable() else " " for letter in text)

@@ -86,8 +86,9 @@ def load_training(
     settings = TrainingSettings(place, None, is_strict, found.get(TOKEN), file)
     given = server if server is not None else found.get(SERVER)
     if given is not None:
-        return _with_server(settings, given, _of_agent(here), only_file=False)
-    return _with_server(settings, None, _of_agent(here), only_file=True)
+        said = "the server" if server is not None else SERVER
+        return _with_server(settings, given, _of_agent(here), said)
+    return _with_agents_server(settings, _of_agent(here))
 
 
 @dataclass(frozen=True)
@@ -99,21 +100,21 @@ class _Agent:
     ca_file: Path | None
 
 
-def _with_server(
-    settings: TrainingSettings, given: str | None, agent: _Agent | None, *, only_file: bool
-) -> TrainingSettings:
-    if only_file:
-        if agent is None:
-            return settings
-        joined = _joined(settings, agent.server, agent)
-        try:
-            return joined if joined.read_token() is not None else settings
-        except ConfigError:
-            # The service's token, say, which this user may not read: the agent's server is not this user's then.
-            return settings
+def _with_agents_server(settings: TrainingSettings, agent: _Agent | None) -> TrainingSettings:
+    if agent is None:
+        return settings
+    joined = _joined(settings, agent.server, agent)
+    try:
+        return joined if joined.read_token() is not None else settings
+    except ConfigError:
+        # The service's token, say, which this user may not read: the agent's server is not this user's then.
+        return settings
+
+
+def _with_server(settings: TrainingSettings, given: str, agent: _Agent | None, said: str) -> TrainingSettings:
     if not given:
         return settings
-    server = base_address(given)
+    server = base_address(given, said)
     # A token of one server is never shown to another.
     return _joined(settings, server, agent if agent is not None and agent.server == server else None)
 
@@ -125,21 +126,24 @@ def _joined(settings: TrainingSettings, server: str, agent: _Agent | None) -> Tr
     )  # fmt: skip
 
 
-def base_address(url: str) -> str:
-    """The address in front of `/api/`, from one with or without the place of reports. ConfigError where it is none."""
+def base_address(url: str, said: str = "the server") -> str:
+    """The address in front of `/api/`, from one with or without the place of reports. ConfigError where it is none.
+
+    `said`: what the address was given as.
+    """
     text = url.strip()
     if not text.isprintable() or not text.lower().startswith(("http://", "https://")):
         raise ConfigError(
-            f"{SERVER}: {text[:100]!r} is no address of a server",
+            f"{said}: {text[:100]!r} is no address of a server",
             "Write an address that begins with http:// or https://.",
         )
     problem = url_problem(text)
     if problem is not None:
         raise ConfigError(
-            f"{SERVER}: the address {problem[0]}", f"The token stands in {TOKEN} or {TOKEN_FILE}."
+            f"{said}: the address {problem[0]}", f"The token stands in {TOKEN} or {TOKEN_FILE}."
         )
     if "?" in text or "#" in text:
-        raise ConfigError(f"{SERVER}: the address holds a query or a fragment", "Write https://host:port.")
+        raise ConfigError(f"{said}: the address holds a query or a fragment", "Write https://host:port.")
     return text.rstrip("/").removesuffix(_REPORTS).rstrip("/")
 
 

@@ -116,6 +116,9 @@ def test_a_simulated_day_is_there_and_ctrl_c_ends_all_of_it(tmp_path: Path) -> N
         assert [(one["name"], one["status"], one["last_step"]) for one in runs] == [
             ("two_moons", "completed", 299)
         ] * 2
+        with urllib.request.urlopen(f"{url}/", timeout=PATIENCE) as answer:
+            page = answer.read().decode()
+        assert [f'href="api/experiments/{one["id"]}/gpus"' in page for one in runs] == [True, True]
         compared = get(f"{url}/api/compare?ids=two_moons&ids=two_moons~2")
         assert [one["name"] for one in compared["params"] if one["differs"]] == ["learning_rate"]
         assert "code=" not in (folder / "server.log").read_text(), "no log keeps the link"

@@ -91,7 +91,7 @@ def test_the_first_page_says_how_many_report(asked: Asked) -> None:
     # Of the three real nodes node-a speaks; of the four real GPUs one of its two gives values, the other hangs.
     assert "<dd>1 of 3</dd>" in text
     assert "<dd>1 of 4</dd>" in text
-    assert "1 simulated GPUs" in text
+    assert "1 simulated GPU</strong> is not in" in text
 
 
 def test_the_first_page_lists_nodes_gpus_and_their_week(asked: Asked) -> None:

@@ -63,7 +63,7 @@ function parameters(list, inputs) {
   });
   const head = make("tr", {}, make("th", { textContent: "Parameter" }), make("th", { className: "wide", textContent: "Type" }),
     make("th", { textContent: "Meaning" }), make("th", { textContent: "Value" }));
-  return [make("div", { className: "scroll" }, make("table", {}, make("thead", {}, head), make("tbody", {}, ...rows)))];
+  return [make("div", { className: "scroll" }, make("table", { className: "parameters" }, make("thead", {}, head), make("tbody", {}, ...rows)))];
 }
 
 function trial(path, inputs) {

@@ -11,7 +11,7 @@ from starlette.responses import Response
 router = APIRouter(include_in_schema=False)
 
 _FOLDER = files("gpu_monitor.server").joinpath("dashboard")
-_TYPES = {"css": "text/css", "js": "text/javascript", "html": "text/html"}
+_TYPES = {"css": "text/css", "js": "text/javascript", "html": "text/html", "svg": "image/svg+xml"}
 _FRESH = {"Cache-Control": "no-cache"}
 
 
@@ -22,7 +22,7 @@ def docs() -> Response:
 
 
 @router.get("/assets/{name}")
-def asset(name: Literal["page.css", "docs.js"]) -> Response:
+def asset(name: Literal["page.css", "docs.js", "icon.svg"]) -> Response:
     """A file that the pages use."""
     return _file(name)
 

@@ -14,8 +14,10 @@ from gpu_monitor.server.auth.principal import Principal, check_scope
 from gpu_monitor.server.page import cards, page, table, text_of
 from gpu_monitor.server.parameters import State
 from gpu_monitor.server.problems import Problem
+from gpu_monitor.server.routes.experiments import operand_of, terms_of
 from gpu_monitor.server.state import ServerState
 from gpu_monitor.server.store.alert_list import AlertFilter, AlertRow, list_alerts
+from gpu_monitor.server.store.experiment_list import Experiment, ExperimentFilter, Order, list_experiments
 from gpu_monitor.server.store.fleet import FleetGpu, FleetTotals, fleet_now
 from gpu_monitor.server.store.gpus import GpuFilter
 from gpu_monitor.server.store.nodes import Node, NodeFilter, list_nodes
@@ -26,12 +28,16 @@ router = APIRouter(include_in_schema=False)
 
 _ROWS = 100
 """Rows of a table: more are for the API, or a spreadsheet."""
+_RUNS = 10
+"""Experiments that are shown: the newest."""
 _USAGE_OF = 1000
 """GPUs whose week is added up for the page, in some tenths of a second; of more it takes seconds."""
 _WHERE = """<h2>Where to go on</h2>
 <ul>
 <li><a href="docs">docs</a>: the API, every question with its parameters, to try</li>
 <li><a href="api/fleet?format=csv">api/fleet?format=csv</a>: every GPU now, for a spreadsheet</li>
+<li><a href="api/experiments?format=csv">api/experiments?format=csv</a>: every experiment; what it is, ran on and came
+to is below its address</li>
 <li><a href="metrics">metrics</a>: for Prometheus</li>
 <li><a href="readyz">readyz</a>: whether database, disk, writer and clock are well</li>
 </ul>"""
@@ -66,6 +72,10 @@ def _numbers(state: ServerState, who: Principal) -> str:
             found = fleet_now(connection, who, GpuFilter(), now, simulated=True)
         nodes, more = list_nodes(connection, who, NodeFilter(), now, 0, _ROWS)
         alerts, _ = list_alerts(connection, who, AlertFilter(state="firing"), None, _ROWS)
+        by = Order(operand_of("started", "sort"))
+        runs, last = list_experiments(
+            connection, who, ExperimentFilter(), terms_of(state), by, (), None, _RUNS
+        )
         week = Span(max(0.0, now - now % HOUR - 7 * DAY), now - now % HOUR)
         lines: list[Line] | None = None
         if len(found.rows) <= _USAGE_OF:
@@ -77,6 +87,7 @@ def _numbers(state: ServerState, who: Principal) -> str:
             _alerts(alerts),
             _nodes(nodes, more is not None),
             _gpus(found.rows),
+            _experiments(runs, last is not None),
             _week(lines),
         )
     )
@@ -89,7 +100,8 @@ def _banner(only_simulated: bool, excluded: int) -> str:
             " measured.</p>"
         )
     if excluded:
-        return f"<p><strong>{excluded} simulated GPUs</strong> are not in these numbers.</p>"
+        what = "1 simulated GPU</strong> is" if excluded == 1 else f"{excluded} simulated GPUs</strong> are"
+        return f"<p><strong>{what} not in these numbers.</p>"
     return ""
 
 
@@ -123,12 +135,13 @@ def _alerts(found: list[AlertRow]) -> str:
             escape(one.severity),
             escape(one.rule),
             _name(one.hostname or one.node or "this server", "", one.simulated),
+            escape(one.gpu_name or one.gpu or "-"),
             escape(one.message),
             _time(one.since),
         )
         for one in found
     ]
-    heads = ("Severity", "Rule", "Node", "What", "Since")
+    heads = ("Severity", "Rule", "Node", "GPU", "What", "Since")
     return table("Alerts that fire", heads, rows, _more(len(found) == _ROWS, "api/alerts?state=firing"))
 
 
@@ -173,6 +186,35 @@ def _gpus(found: list[FleetGpu]) -> str:  # type: ignore[valid-type]  # made fro
 
 def _label(index: int | None, name: str | None) -> str | None:
     return name if index is None or name is None else f"{index}: {name}"
+
+
+def _experiments(found: list[Experiment], more: bool) -> str:
+    if not found:
+        return ""
+    rows = []
+    for one in found:
+        path = f"api/experiments/{one.id}"
+        steps = "none" if one.last_step is None else f"{one.last_step:,}"
+        mark = ' <strong class="mark">SIMULATED</strong>' if one.simulated else ""
+        rows.append(
+            (
+                f'<a href="{escape(path)}">{escape(one.name)}</a>{mark}',
+                escape(one.project),
+                "stalled" if one.stalled else escape(one.status),
+                steps,
+                "unknown" if one.duration_seconds is None else _duration(one.duration_seconds),
+                f'<a href="{escape(path)}/gpus">GPUs</a>',
+            )
+        )
+    heads = ("Experiment", "Project", "Status", "Last step", "Took", "Ran on")
+    return table("Newest experiments", heads, rows, _more(more, "api/experiments"))
+
+
+def _duration(seconds: float) -> str:
+    """`2:03:04`, hours first."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}"
 
 
 def _week(lines: list[Line] | None) -> str:
