@@ -66,7 +66,7 @@ class NumpyNetwork:
 
     def learn(self, images: Array, labels: Array) -> tuple[float, float]:
         hidden, chances = self.forward(images)
-        loss = -numpy.log(chances[range(len(labels)), labels] + 1e-12).mean()
+        loss = -numpy.log(numpy.maximum(chances[range(len(labels)), labels], 1e-12)).mean()
         accuracy = (chances.argmax(axis=1) == labels).mean()
         slope = chances.copy()
         slope[range(len(labels)), labels] -= 1
@@ -85,7 +85,9 @@ class NumpyNetwork:
 
     def judge(self, images: Array, labels: Array) -> tuple[float, Array]:
         _, chances = self.forward(images)
-        return float(-numpy.log(chances[range(len(labels)), labels] + 1e-12).mean()), chances.argmax(axis=1)
+        return float(
+            -numpy.log(numpy.maximum(chances[range(len(labels)), labels], 1e-12)).mean()
+        ), chances.argmax(axis=1)
 
     def state(self) -> dict[str, Any]:
         return self.weights

@@ -57,7 +57,7 @@ def test_what_is_no_picture_is_told_and_nothing_breaks(
     monitor.log_image("odd", image)
     assert media(monitor.folder) == []
     assert len(caplog.messages) == 1
-    assert caplog.messages[0].startswith("the image odd ")
+    assert caplog.messages[0].startswith("gpu_monitor: the image odd ")
     assert caplog.messages[0].endswith("; it is left out")
 
 

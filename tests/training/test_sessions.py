@@ -69,7 +69,8 @@ def test_what_is_not_active_is_told_and_does_no_harm(
 ) -> None:
     training_monitor.log_metric("nobody", 0, 0, "loss", 1.0)
     training_monitor.end_session("nobody")
-    assert [record.getMessage()[:30] for record in caplog.records] == ["session 'nobody' is not active"] * 2
+    said = [record.getMessage() for record in caplog.records]
+    assert [text[:43] for text in said] == ["gpu_monitor: session 'nobody' is not active"] * 2
     assert not (tmp_path / "experiments").exists()
     for ask in (training_monitor.get_session_summary, training_monitor.get_latest_metrics):
         with pytest.raises(NothingFound):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -47,7 +48,8 @@ def download_model(
 ) -> Path:
     """Bring a version of a model (the newest one that is there, by default) from a server; where it lies.
 
-    `target`: a folder, in which it is called after name and version, or a file that is to be made. It appears whole and
+    `target`: a folder that is there or ends with a slash, in which it is called after name and version, or a file that
+    is to be made. It appears whole and
     with the digest that the server's record says, or not at all; one that is there already is not brought again.
     `server`: by default as for TrainingMonitor. NothingFound, Unauthorised, Damaged, or Retryable where the server does
     not answer.
@@ -60,7 +62,7 @@ def download_model(
     client = ExperimentServer(settings.server, settings.read_token, settings.ca_file)
     try:
         found = _chosen(client, name, version)
-        file = _file_for(Path(target), found)
+        file = _file_for(Path(target), str(target).endswith(("/", os.sep)), found)
         if not (file.is_file() and digest(file)[0] == found.sha256):
             _download(client, found, file)
         return file
@@ -102,8 +104,8 @@ def _versions(client: ExperimentServer, name: str) -> Iterator[RemoteVersion]:
             return
 
 
-def _file_for(target: Path, found: RemoteVersion) -> Path:
-    if not target.is_dir():
+def _file_for(target: Path, is_folder: bool, found: RemoteVersion) -> Path:
+    if not target.is_dir() and not is_folder:
         return target
     return target / f"{_UNSAFE.sub('_', found.name)}-v{found.version}{_ENDINGS.get(found.format or '', '')}"
 

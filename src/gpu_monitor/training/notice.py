@@ -17,7 +17,7 @@ _LOG = logging.getLogger("gpu_monitor.training")
 def tell(text: str, level: int = logging.WARNING) -> None:
     """Log one message. What handlers of other people raise (a closed stream, a broken formatter) ends here."""
     with contextlib.suppress(ForeignError):  # the message is lost; the training is not
-        call_foreign(_LOG.log, level, "%s", text)
+        call_foreign(_LOG.log, level, "gpu_monitor: %s", text)
 
 
 class Notices:

@@ -56,7 +56,7 @@ class RunsHere:
             "archived": (stored.folder / ARCHIVED).exists(), "started": format_time(stored.started),
             "ended": None if ended is None else format_time(ended),
             "duration_seconds": None if run.seconds is None else round(run.seconds, 3),
-            "last_step": run.last_step, **_writer(stored), **stored.ending, "params": run.params, "tags": run.tags,
+            "last_step": run.last_step, **_writer(stored), **_ending(stored), "params": run.params, "tags": run.tags,
             "metrics": [_metric(stored, metric, one) for metric, one in run.metrics.items()],
             "notes": [{"time": format_time(one.time), "text": one.record.text} for one in stored.notes],
             "alerts": [
@@ -158,6 +158,12 @@ def _writer(stored: StoredExperiment) -> dict[str, Any]:
     if about is None:
         return {"host": None, "user": None, "pid": None, "gpus": None}
     return {"host": about.writer.host, "user": about.writer.user, "pid": about.writer.pid, "gpus": about.gpus}
+
+
+def _ending(stored: StoredExperiment) -> dict[str, Any]:
+    """As a server tells it: a signal is a text, whoever named it."""
+    found = stored.ending
+    return found if found.get("signal") is None else {**found, "signal": str(found["signal"])}
 
 
 def _metric(stored: StoredExperiment, name: str, one: Figures) -> dict[str, Any]:

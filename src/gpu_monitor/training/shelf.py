@@ -59,7 +59,8 @@ class Shelf:
         try:
             result: _Result = call_foreign(function, *arguments)
         except ForeignError as error:
-            text = f"{what} is not kept: {error}"
+            hint = getattr(error.__cause__, "hint", None)
+            text = f"{what} is not kept: {error}" + (f". {hint}" if hint else "")
             recorder.put(Alert(recorder.at(), "error", f"{what} is not kept"[:500], text))
             recorder.refuse(f"shelf:{text}", text)
             return None
