@@ -15,6 +15,7 @@ from gpu_monitor.server.store.engine import Store, open_store
 from gpu_monitor.server.store.migrate import REVISIONS, SCRIPTS
 from gpu_monitor.server.store.schema_experiments import metadata
 from tests.server.postgres import WHY_NOT, Cluster, running_cluster
+from tests.server.prepared import prepare
 
 
 @pytest.fixture(scope="session")
@@ -30,6 +31,7 @@ def cluster() -> Iterator[Cluster]:
 def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A SQLite file with every table and no row, to be copied."""
     path = tmp_path_factory.mktemp("template") / "server.db"
+    prepare(path)
     with contextlib.closing(open_store(f"sqlite:///{path}")) as store, store.read() as connection:
         looked = inspect(connection)
         made = {(name, one["name"]) for name in looked.get_table_names() for one in looked.get_columns(name)}

@@ -21,10 +21,13 @@ from urllib.parse import urlsplit
 
 from gpu_monitor.config.server import NAMES
 from gpu_monitor.core.clock import SystemClock
+from gpu_monitor.server.auth.passwords import hash_password
 from gpu_monitor.server.auth.tokens import Grant, check_grant, create_token
+from gpu_monitor.server.auth.users import add_user, grant_role
 from gpu_monitor.server.store.engine import open_store
 from tests.e2e.program import PROGRAM, environment
 from tests.e2e.waiting import until
+from tests.server.prepared import prepare
 
 PATIENCE = 60.0
 _TOKEN = argparse.ArgumentParser()
@@ -126,6 +129,14 @@ class Server:
         assert made.returncode == 0, made.stderr
         return str(json.loads(made.stdout)["token"])
 
+    def user(self, name: str, password: str, *grants: tuple[str, str, str], is_admin: bool = False) -> None:
+        """A new user with roles: (contract number, role, project or nothing); made here, as `token` does."""
+        hashed, now = hash_password(password), SystemClock().now()
+        with contextlib.closing(open_store(self.database)) as store, store.write() as connection:
+            add_user(connection, name, hashed, is_admin, now)
+            for contract, role, project in grants:
+                grant_role(connection, name, contract, role, project)
+
     def wait_for(self, pattern: str) -> str:
         """Wait until it has said this; the first group of the pattern."""
         found: list[str] = []
@@ -175,8 +186,11 @@ def launch(
 ) -> Server:
     """Start `gpu_monitor serve` in `folder`, on a free port unless `words` name one; do not wait.
 
+    `database`: its DATABASE_URL; None is a SQLite file in `folder`, put there with its tables where it is not yet.
     `on_terminal`: its stderr is a terminal.
     """
+    if database is None:
+        prepare(folder / "server.db")
     url = database or f"sqlite:///{folder / 'server.db'}"
     port = [] if "--port" in words else ["--port", "0"]
     ends = pty.openpty() if on_terminal else os.pipe()

@@ -20,8 +20,15 @@ PASSWORD = "correct horse battery"
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
-    """A server on SQLite; what differs by database is asked in test_access_books, too."""
+    """A server on SQLite of one's own; what differs by database is asked in test_access_books, too."""
     with serving(tmp_path) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server for those who are in nobody's way: they make tokens, no users, and look at what is theirs."""
+    with serving(tmp_path_factory.mktemp("shared")) as running:
         yield running
 
 
@@ -32,8 +39,9 @@ def either(tmp_path: Path, database: str) -> Iterator[Server]:
         yield running
 
 
-def add_user(server: Server, name: str, *words: str, password: str = PASSWORD) -> None:
-    made = server.command_with(f"{password}\n", "user", "add", name, *words)
+def typed_user(server: Server, name: str, *words: str) -> None:
+    """A user made by the command."""
+    made = server.command_with(f"{PASSWORD}\n", "user", "add", name, *words)
     assert made.returncode == 0, made.stderr
 
 
@@ -45,7 +53,8 @@ def login(server: Server, name: str, password: str = PASSWORD) -> tuple[dict[str
     return {"Cookie": cookie, "X-CSRF-Token": answer.json["csrf"]}, answer.json
 
 
-def test_reading_is_open_on_loopback_and_writing_is_not(server: Server) -> None:
+def test_reading_is_open_on_loopback_and_writing_is_not(shared: Server) -> None:
+    server = shared
     me = server.ask("GET", "/api/session")
     assert (me.status, me.json["kind"], me.json["scopes"]) == (200, "anonymous", ["read"])
     refused = server.ask("POST", "/api/tokens", {"contract_number": "12345"})
@@ -66,7 +75,8 @@ def test_a_new_token_counts_at_once_and_a_revoked_one_no_more_within_seconds(eit
     assert server.command("token", "revoke", mine["id"]).returncode == 3
 
 
-def test_what_a_token_may_is_what_it_was_made_for(server: Server) -> None:
+def test_what_a_token_may_is_what_it_was_made_for(shared: Server) -> None:
+    server = shared
     writer = server.typed_token("--contract", "12345")
     assert server.ask("GET", "/api/session", token=writer).status == 403
     reader = server.typed_token("--scope", "read", "--contract", "12345")
@@ -86,15 +96,16 @@ def test_what_a_token_may_is_what_it_was_made_for(server: Server) -> None:
         "gpm_" + "A" * 43,
     ],
 )
-def test_an_unknown_token_is_refused_and_never_repeated(server: Server, header: str) -> None:
-    answer = server.ask(
+def test_an_unknown_token_is_refused_and_never_repeated(shared: Server, header: str) -> None:
+    answer = shared.ask(
         "GET", "/api/session", headers={"Authorization": header.encode("latin-1").decode("latin-1")}
     )
     assert answer.status == 401
     assert b"gpm_" not in answer.body
 
 
-def test_an_expired_token_is_refused(server: Server) -> None:
+def test_an_expired_token_is_refused(shared: Server) -> None:
+    server = shared
     made = server.command("token", "create", "--scope", "read", "--expires", "3s")
     token = made.stdout.strip()
     until(lambda: server.ask("GET", "/api/session", token=token).status == 401, "it expires", 20)
@@ -104,8 +115,7 @@ def test_an_expired_token_is_refused(server: Server) -> None:
 
 def test_tokens_made_over_http_reach_no_further_than_who_makes_them(either: Server) -> None:
     server = either
-    add_user(server, "ada")
-    assert server.command("user", "grant", "ada", "--contract", "12345", "--role", "admin").returncode == 0
+    server.user("ada", PASSWORD, ("12345", "admin", ""))
     session, _ = login(server, "ada")
     made = server.ask("POST", "/api/tokens", {"contract_number": "12345", "enrol": True}, headers=session)
     assert made.status == 201, made.body
@@ -118,7 +128,7 @@ def test_tokens_made_over_http_reach_no_further_than_who_makes_them(either: Serv
         assert server.ask("POST", "/api/tokens", beyond, headers=session).status == 403, beyond
     wrong = {"contract_number": "12345", "scopes": ["read"], "enrol": True}
     assert server.ask("POST", "/api/tokens", wrong, headers=session).status == 422
-    other = server.typed_token("--contract", "777")
+    other = server.token("--contract", "777")
     theirs = json.loads(server.command("token", "list", "--json").stdout)
     foreign = next(one["id"] for one in theirs if one["contract_number"] == "777")
     assert server.ask("DELETE", f"/api/tokens/{foreign}", headers=session).status == 404
@@ -153,7 +163,7 @@ def test_what_no_database_could_hold_is_refused_and_not_our_mistake(either: Serv
 
 
 def test_a_session_from_login_to_logout(server: Server) -> None:
-    add_user(server, "ada", "--admin")
+    server.user("ada", PASSWORD, is_admin=True)
     answer = server.ask("POST", "/api/session", {"name": "ada", "password": PASSWORD})
     cookie = answer.headers["set-cookie"]
     assert "HttpOnly" in cookie
@@ -170,8 +180,8 @@ def test_a_session_from_login_to_logout(server: Server) -> None:
 
 
 def test_answers_to_wrong_names_and_passwords_are_the_same_and_then_slow(server: Server) -> None:
-    add_user(server, "ada")
-    add_user(server, "carl")
+    server.user("ada", PASSWORD)
+    server.user("carl", PASSWORD)
     assert server.command("user", "disable", "carl").returncode == 0
     answers = [
         server.ask("POST", "/api/session", {"name": name, "password": password})
@@ -190,7 +200,7 @@ def test_answers_to_wrong_names_and_passwords_are_the_same_and_then_slow(server:
 
 def test_a_user_sees_the_contracts_granted_and_no_more_once_disabled(either: Server) -> None:
     server = either
-    add_user(server, "carl")
+    typed_user(server, "carl")
     session, me = login(server, "carl")
     assert (me["contracts"], me["roles"]) == ([], [])
     granted = server.command("user", "grant", "carl", "--contract", "nolab", "--role", "viewer")
@@ -220,8 +230,7 @@ def test_a_user_sees_the_contracts_granted_and_no_more_once_disabled(either: Ser
 
 def test_a_user_who_is_removed_is_let_in_no_more(either: Server) -> None:
     server = either
-    add_user(server, "dora")
-    assert server.command("user", "grant", "dora", "--contract", "12345", "--role", "viewer").returncode == 0
+    server.user("dora", PASSWORD, ("12345", "viewer", ""))
     session, _ = login(server, "dora")
     asked = server.command("user", "remove", "dora")
     assert asked.returncode == 2
@@ -236,7 +245,7 @@ def test_a_user_who_is_removed_is_let_in_no_more(either: Server) -> None:
     assert server.ask("POST", "/api/session", {"name": "dora", "password": PASSWORD}).status == 401
     assert "dora" not in server.command("user", "list").stdout
     assert server.command("user", "remove", "dora", "--yes").returncode == 3
-    add_user(server, "dora")  # the name is free again, without the roles of before
+    typed_user(server, "dora")  # the name is free again, without the roles of before
     (dora,) = [
         one for one in json.loads(server.command("user", "list", "--json").stdout) if one["name"] == "dora"
     ]
@@ -244,7 +253,7 @@ def test_a_user_who_is_removed_is_let_in_no_more(either: Server) -> None:
 
 
 def test_changing_ones_password_ends_the_sessions(server: Server) -> None:
-    add_user(server, "ada")
+    server.user("ada", PASSWORD)
     session, _ = login(server, "ada")
     path = "/api/session/password"
     assert (
@@ -260,7 +269,7 @@ def test_changing_ones_password_ends_the_sessions(server: Server) -> None:
 
 
 def test_the_last_administrator_stays(server: Server) -> None:
-    add_user(server, "ada", "--admin")
+    typed_user(server, "ada", "--admin")
     assert server.command("user", "disable", "ada").returncode == 2
     assert server.command("user", "remove", "ada", "--yes").returncode == 2
     session, _ = login(server, "ada")
@@ -276,7 +285,7 @@ def test_the_last_administrator_stays(server: Server) -> None:
 
 def test_the_audit_log_tells_who_did_what_without_secrets(either: Server) -> None:
     server = either
-    add_user(server, "ada", "--admin")
+    typed_user(server, "ada", "--admin")
     token = server.typed_token("--contract", "12345", "--name", "rack 7")
     server.ask("POST", "/api/session", {"name": "ada", "password": "not the password"})
     session, _ = login(server, "ada")
@@ -361,43 +370,36 @@ def test_a_foreign_page_cannot_write_and_a_foreign_name_reads_nothing(tmp_path: 
         assert server.ask("GET", "/api/session", headers={"X-Forwarded-For": "203.0.113.9"}).status == 401
 
 
-def test_a_body_that_is_too_large_is_refused_before_it_is_read(tmp_path: Path) -> None:
-    with serving(tmp_path) as server:
-        with contextlib.closing(
-            http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
-        ) as connection:
-            connection.putrequest("POST", "/api/session")
-            connection.putheader("Content-Type", "application/json")
-            connection.putheader("Content-Length", str(10**9))
-            connection.endheaders(b"{")
-            answer = connection.getresponse()
-            assert (answer.status, answer.getheader("connection")) == (413, "close")
-        chunked = [b"x" * 60_000] * 10
-        with contextlib.closing(
-            http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
-        ) as connection:
-            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                connection.request("POST", "/api/session", iter(chunked), encode_chunked=True,
-                                   headers={"Transfer-Encoding": "chunked", "Content-Type": "application/json"})  # fmt: skip
-            assert connection.getresponse().status == 413
-        assert server.ask("GET", "/healthz").status == 200
+def test_a_body_that_is_too_large_is_refused_before_it_is_read(shared: Server) -> None:
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", shared.port, timeout=30)) as connection:
+        connection.putrequest("POST", "/api/session")
+        connection.putheader("Content-Type", "application/json")
+        connection.putheader("Content-Length", str(10**9))
+        connection.endheaders(b"{")
+        answer = connection.getresponse()
+        assert (answer.status, answer.getheader("connection")) == (413, "close")
+    chunked = [b"x" * 60_000] * 10
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", shared.port, timeout=30)) as connection:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            connection.request("POST", "/api/session", iter(chunked), encode_chunked=True,
+                               headers={"Transfer-Encoding": "chunked", "Content-Type": "application/json"})  # fmt: skip
+        assert connection.getresponse().status == 413
+    assert shared.ask("GET", "/healthz").status == 200
 
 
-def test_a_password_that_will_not_do_is_refused(tmp_path: Path) -> None:
-    with serving(tmp_path) as server:
-        for password, name in (("short", "ada"), ("aaaaaaaaaaaa", "ada"), ("adalovelace1", "adalovelace1")):
-            made = server.command_with(f"{password}\n", "user", "add", name)
-            assert made.returncode == 2
-            assert password not in made.stdout + made.stderr
-        made = server.command_with(f"{PASSWORD}\n", "user", "add", "a b")
+def test_a_password_that_will_not_do_is_refused(shared: Server) -> None:
+    for password, name in (("short", "ada"), ("aaaaaaaaaaaa", "ada"), ("adalovelace1", "adalovelace1")):
+        made = shared.command_with(f"{password}\n", "user", "add", name)
         assert made.returncode == 2
+        assert password not in made.stdout + made.stderr
+    made = shared.command_with(f"{PASSWORD}\n", "user", "add", "a b")
+    assert made.returncode == 2
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX modes")
-def test_commands_without_a_database_say_where_it_should_be(tmp_path: Path) -> None:
-    with serving(tmp_path) as server:
-        (tmp_path / "elsewhere").mkdir()
-        asked = server.command("token", "list", "--database", f"sqlite:///{tmp_path}/elsewhere/x.db")
-        assert asked.returncode == 78
-        assert "there is no server's database" in asked.stderr
-        assert not (tmp_path / "elsewhere/x.db").exists()
+def test_commands_without_a_database_say_where_it_should_be(tmp_path: Path, shared: Server) -> None:
+    missing = tmp_path / "x.db"
+    asked = shared.command("token", "list", "--database", f"sqlite:///{missing}")
+    assert asked.returncode == 78
+    assert "there is no server's database" in asked.stderr
+    assert not missing.exists()

@@ -40,12 +40,9 @@ def run(experiment: str, name: str = "net", project: str = "vision", more: float
     return found.log(1, 0, loss=1.5).log(2, 1, loss=0.5).end(3, "completed")
 
 
-def login(server: Server, name: str, *grants: tuple[str, ...]) -> dict[str, str]:
+def login(server: Server, name: str, *grants: tuple[str, str, str]) -> dict[str, str]:
     """A user with these roles, and the headers of a session of theirs."""
-    assert server.command_with(f"{PASSWORD}\n", "user", "add", name).returncode == 0
-    for words in grants:
-        made = server.command("user", "grant", name, *words)
-        assert made.returncode == 0, made.stderr
+    server.user(name, PASSWORD, *grants)
     answer = server.ask("POST", "/api/session", {"name": name, "password": PASSWORD})
     return {"Cookie": answer.headers["set-cookie"].partition(";")[0], "X-CSRF-Token": answer.json["csrf"]}
 
@@ -83,10 +80,10 @@ def test_members_change_what_is_theirs(server: Server) -> None:
     assert send(server, writer, run("run-1")).status == 200
     assert send(server, other, run("run-9")).status == 200
     where = "/api/experiments/run-1"
-    member = login(server, "mia", ("--contract", "12345", "--role", "member"))
-    viewer = login(server, "vic", ("--contract", "12345", "--role", "viewer"))
-    inside = login(server, "pia", ("--contract", "12345", "--role", "member", "--project", "vision"))
-    beside = login(server, "sam", ("--contract", "12345", "--role", "member", "--project", "speech"))
+    member = login(server, "mia", ("12345", "member", ""))
+    viewer = login(server, "vic", ("12345", "viewer", ""))
+    inside = login(server, "pia", ("12345", "member", "vision"))
+    beside = login(server, "sam", ("12345", "member", "speech"))
     tagged = server.ask(
         "PATCH", where, {"tags": {"stage": None, "best": "yes"}, "notes": ["good"]}, headers=member
     )

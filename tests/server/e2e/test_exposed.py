@@ -22,17 +22,23 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
 
 
 def make_admin(folder: Path) -> None:
-    """The database with an administrator, before the first start."""
-    server = Server.__new__(Server)
-    server.folder, server.database = folder, f"sqlite:///{folder}/server.db"
+    """The database with an administrator, before the first start, as an operator makes it."""
+    server = unstarted(folder)
     made = server.command_with(f"{PASSWORD}\n", "user", "add", "ada", "--admin")
     assert made.returncode == 0, made.stderr
     assert "making the server's database" in made.stderr
 
 
+def unstarted(folder: Path) -> Server:
+    """A server's place, before the first start."""
+    server = Server.__new__(Server)
+    server.folder, server.database = folder, f"sqlite:///{folder}/server.db"
+    return server
+
+
 def refused(folder: Path, *words: str) -> tuple[int, str]:
     """Exit code and words of a start that must fail."""
-    server = launch(folder, *words)
+    server = launch(folder, *words, database=f"sqlite:///{folder}/server.db")
     assert server.ended.wait(PATIENCE)
     code = server.process.wait(PATIENCE)
     assert server.output is not None
@@ -69,7 +75,7 @@ def test_in_clear_and_without_an_administrator_it_does_not_start(
 def test_a_certificate_that_cannot_be_used_is_told(
     tmp_path: Path, certificates: Certificates, spoil: str
 ) -> None:
-    make_admin(tmp_path)
+    unstarted(tmp_path).user("ada", PASSWORD, is_admin=True)
     certificate, key = certificates.certificate, certificates.key
     if spoil == "missing":
         key = tmp_path / "no.key"
@@ -115,7 +121,7 @@ def test_over_tls_everybody_must_say_who_they_are(tmp_path: Path, certificates: 
 
 
 def test_forwarded_headers_count_from_the_proxy_only(tmp_path: Path) -> None:
-    make_admin(tmp_path)
+    unstarted(tmp_path).user("ada", PASSWORD, is_admin=True)
     wrong = {"name": "ada", "password": "not the password"}
 
     def statuses(server: Server, address: str, count: int) -> list[int]:
@@ -150,7 +156,7 @@ def test_forwarded_headers_count_from_the_proxy_only(tmp_path: Path) -> None:
 
 
 def test_named_hosts_are_the_only_ones(tmp_path: Path) -> None:
-    make_admin(tmp_path)
+    unstarted(tmp_path).user("ada", PASSWORD, is_admin=True)
     words = ("--behind-proxy", "127.0.0.1")
     with serving(tmp_path, *words, ALLOWED_HOSTS="gpus.example.com") as server:
         hosts = {

@@ -5,49 +5,59 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import stat
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 from tests.e2e.waiting import until
 from tests.server.postgres import Cluster
-from tests.server.rig import serving
+from tests.server.rig import Server, serving
+
+
+@pytest.fixture(scope="module")
+def resting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server for those who only ask."""
+    with serving(tmp_path_factory.mktemp("resting")) as server:
+        yield server
 
 
 def test_it_starts_answers_and_stops_when_told(tmp_path: Path) -> None:
-    with serving(tmp_path) as server:
+    path = tmp_path / "first.db"
+    with serving(tmp_path, database=f"sqlite:///{path}") as server:
         answer = server.ask("GET", "/healthz")
         assert (answer.status, answer.json) == (200, {"status": "ok"})
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600, "it holds password hashes"
         assert server.stop() == 0
         assert server.ended.wait(10)
         assert "Traceback" not in server.said
 
 
-def test_an_unknown_path_is_a_problem(tmp_path: Path) -> None:
-    with serving(tmp_path) as server:
-        answer = server.ask("GET", "/nothing/here")
-        assert answer.status == 404
-        assert answer.headers["content-type"] == "application/problem+json"
-        assert answer.json == {"type": "about:blank", "title": "Not Found", "status": 404}
+def test_an_unknown_path_is_a_problem(resting: Server) -> None:
+    answer = resting.ask("GET", "/nothing/here")
+    assert answer.status == 404
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.json == {"type": "about:blank", "title": "Not Found", "status": 404}
 
 
-def test_another_name_is_refused(tmp_path: Path) -> None:
-    with serving(tmp_path) as server:
-        assert server.ask("GET", "/healthz", headers={"Host": "gpus.evil.example"}).status == 421
-        assert server.ask("GET", "/healthz", headers={"Host": "localhost:1"}).status == 200
+def test_another_name_is_refused(resting: Server) -> None:
+    assert resting.ask("GET", "/healthz", headers={"Host": "gpus.evil.example"}).status == 421
+    assert resting.ask("GET", "/healthz", headers={"Host": "localhost:1"}).status == 200
 
 
-def test_answers_bind_the_browser(tmp_path: Path) -> None:
-    with serving(tmp_path) as server:
-        for path in ("/", "/docs", "/healthz", "/nothing/here"):
-            headers = server.ask("GET", path).headers
-            policy = dict(part.split(None, 1) for part in headers["content-security-policy"].split("; "))
-            assert policy["default-src"] == "'none'"
-            assert policy["frame-ancestors"] == "'none'"
-            assert policy["script-src"] == "'self'"
-            assert "unsafe" not in headers["content-security-policy"]
-            assert (headers["x-content-type-options"], headers["x-frame-options"]) == ("nosniff", "DENY")
-            assert headers["referrer-policy"] == "no-referrer"
-            assert "server" not in headers
-            assert "strict-transport-security" not in headers, "in clear it means nothing"
+def test_answers_bind_the_browser(resting: Server) -> None:
+    for path in ("/", "/docs", "/healthz", "/nothing/here"):
+        headers = resting.ask("GET", path).headers
+        policy = dict(part.split(None, 1) for part in headers["content-security-policy"].split("; "))
+        assert policy["default-src"] == "'none'"
+        assert policy["frame-ancestors"] == "'none'"
+        assert policy["script-src"] == "'self'"
+        assert "unsafe" not in headers["content-security-policy"]
+        assert (headers["x-content-type-options"], headers["x-frame-options"]) == ("nosniff", "DENY")
+        assert headers["referrer-policy"] == "no-referrer"
+        assert "server" not in headers
+        assert "strict-transport-security" not in headers, "in clear it means nothing"
 
 
 def test_settings_come_from_the_file_in_the_directory(tmp_path: Path) -> None:
@@ -62,13 +72,12 @@ def test_settings_come_from_the_file_in_the_directory(tmp_path: Path) -> None:
     assert (tmp_path / "data/fleet.db").exists()
 
 
-def test_ready_tells_what_it_looked_at(tmp_path: Path) -> None:
-    with serving(tmp_path) as server:
-        answer = server.ask("GET", "/readyz")
-        assert answer.status == 200
-        assert answer.json["ready"] is True
-        assert {"clock", "database", "disk", "writer"} <= set(answer.json["checks"])
-        assert set(answer.json["checks"].values()) == {"ok"}
+def test_ready_tells_what_it_looked_at(resting: Server) -> None:
+    answer = resting.ask("GET", "/readyz")
+    assert answer.status == 200
+    assert answer.json["ready"] is True
+    assert {"clock", "database", "disk", "writer"} <= set(answer.json["checks"])
+    assert set(answer.json["checks"].values()) == {"ok"}
 
 
 def test_it_is_not_ready_while_its_database_is_away(tmp_path: Path, cluster: Cluster) -> None:
