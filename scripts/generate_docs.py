@@ -12,7 +12,7 @@ import os
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from gpu_monitor.cli.main import build_parser
@@ -150,7 +150,7 @@ def wanted(root: Path) -> dict[Path, str]:
     return texts
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Write or check; the exit code."""
     parser = argparse.ArgumentParser(prog="scripts/docs", description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
@@ -159,7 +159,7 @@ def main() -> int:
     parser.add_argument(
         "--root", type=Path, default=Path(__file__).resolve().parent.parent, help=argparse.SUPPRESS
     )
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     stale = [
         (path, text)
         for path, text in wanted(args.root).items()

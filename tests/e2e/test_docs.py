@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -26,10 +28,22 @@ PAGES = (
 
 
 def generate(*words: str) -> subprocess.CompletedProcess[str]:
+    """The script as a program of its own."""
     return subprocess.run(
         [sys.executable, str(ROOT / "scripts/generate_docs.py"), *words], capture_output=True, text=True, timeout=60,
         check=False,
     )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    """The script, loaded: a program of its own would load the whole program for each of many calls."""
+    spec = importlib.util.spec_from_file_location("generate_docs", ROOT / "scripts/generate_docs.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture
@@ -47,8 +61,16 @@ def test_the_pages_of_this_checkout_are_up_to_date() -> None:
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_a_page_that_differs_is_named_and_mended(copy: Path, name: str) -> None:
-    assert generate("--check", "--root", str(copy)).returncode == 0
+def test_a_page_that_differs_is_named_and_mended(
+    copy: Path,
+    name: str,
+    script: ModuleType,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")  # the script sets its own
+    root = ("--root", str(copy))
+    assert script.main(["--check", *root]) == 0
     good = (copy / name).read_text()
     spoilt = (
         good.replace("interval_seconds", "interval_minutes")
@@ -58,12 +80,12 @@ def test_a_page_that_differs_is_named_and_mended(copy: Path, name: str) -> None:
     )
     assert spoilt != good
     (copy / name).write_text(spoilt)
-    done = generate("--check", "--root", str(copy))
-    assert done.returncode == 1
-    assert done.stderr == f"docs: {name} is not what the program says; run scripts/docs\n"
+    assert script.main(["--check", *root]) == 1
+    assert capfd.readouterr() == ("", f"docs: {name} is not what the program says; run scripts/docs\n")
     assert (copy / name).read_text() == spoilt
-    assert generate("--root", str(copy)).stdout == f"docs: wrote {name}\n"
-    assert generate("--check", "--root", str(copy)).returncode == 0
+    assert script.main([*root]) == 0
+    assert capfd.readouterr() == (f"docs: wrote {name}\n", "")
+    assert script.main(["--check", *root]) == 0
 
 
 def test_a_page_that_lost_its_marks_is_refused(copy: Path) -> None:

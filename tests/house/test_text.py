@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from functools import cache
 
 import pytest
 
@@ -60,6 +61,7 @@ def test_the_patterns_find_what_they_look_for(pattern: re.Pattern[str], line: st
     assert pattern.search(line)
 
 
+@cache
 def every_test() -> list[tuple[str, str, ast.FunctionDef | ast.AsyncFunctionDef]]:
     """Every test function with its place and source."""
     found = []
@@ -67,9 +69,10 @@ def every_test() -> list[tuple[str, str, ast.FunctionDef | ast.AsyncFunctionDef]
         if path.suffix != ".py" or "tests" not in path.relative_to(ROOT).parts:
             continue
         source = text_of(path)
+        lines = source.split("\n")  # ast.get_source_segment would split it anew for each test
         for node in ast.walk(ast.parse(source)):
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.name.startswith("test_"):
-                text = ast.get_source_segment(source, node) or ""
+                text = "\n".join(lines[node.lineno - 1 : node.end_lineno])
                 found.append((f"{path.relative_to(ROOT)}:{node.lineno} {node.name}", text, node))
     return found
 
