@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from typing import Any
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, cast
 
-from sqlalchemy import delete, update
+from sqlalchemy import Connection, delete, update
 
 from gpu_monitor.server.live.hub import Hub, Pace, Viewer
 from gpu_monitor.server.live.messages import Ask, Wanted
@@ -321,5 +322,37 @@ def test_a_mig_instance_counts_with_the_gpu_it_is_part_of(store: Store) -> None:
             fleet = message["fleet"]
             assert (fleet["gpus"], fleet["gpus_now"], fleet["power_usage"]) == (1, 1, 350.25)
             assert fleet["memory_total"] == 85899345920
+
+    scenario(play)
+
+
+class Waiting:
+    """A store whose reads hold their connection until they may go on."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.begun, self.may_end = threading.Event(), threading.Event()
+        self.open = 0
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """As the store's, and slow."""
+        with self._store.read() as connection:
+            self.open += 1
+            self.begun.set()
+            assert self.may_end.wait(30)
+            yield connection
+        self.open -= 1
+
+
+def test_a_stop_waits_for_the_read_that_is_under_way(store: Store) -> None:
+    slow = Waiting(store)
+
+    async def play() -> None:
+        async with running(cast(Store, slow)) as hub:
+            hub.join(None)
+            await asyncio.to_thread(slow.begun.wait, 30)
+            threading.Timer(0.05, slow.may_end.set).start()
+        assert slow.open == 0
 
     scenario(play)

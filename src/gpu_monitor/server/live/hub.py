@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from gpu_monitor.core.clock import Clock
 from gpu_monitor.core.errors import StorageError
@@ -41,6 +41,8 @@ VIEWERS = 2_000
 """At most so many in one process: twice what the bar asks for."""
 _AT_ONCE = 64
 """Viewers that are woken before other work gets its turn."""
+_END_SECONDS = 1.0
+"""For a read that is under way when the hub stops: one takes milliseconds, unless the database does not answer."""
 
 
 @dataclass(frozen=True)
@@ -154,6 +156,7 @@ class Hub:
         self._last_message = self._last_brief = 0.0
         self._task: asyncio.Task[None] | None = None
         self._executor: ThreadPoolExecutor | None = None
+        self._reads: set[Future[Any]] = set()
         self._is_failing = False
         self.messages = 0
 
@@ -167,12 +170,13 @@ class Hub:
         self._newest.listen(self._hear)
 
     def stop(self) -> None:
-        """Read no more."""
+        """Read no more; a read under way has ended, so that its connection is back before the database closes."""
         if self._task is not None:
             self._task.cancel()
         if self._executor is not None:
             self._executor.shutdown(wait=False, cancel_futures=True)
             self._executor = None
+            wait(list(self._reads), _END_SECONDS)
 
     def _hear(self, _seq: int) -> None:
         if self._executor is not None and not self._loop.is_closed():
@@ -273,7 +277,10 @@ class Hub:
 
     async def _in_thread(self, read: Callable[[], _T]) -> _T:
         assert self._executor is not None  # start() came before any viewer
-        return await self._loop.run_in_executor(self._executor, read)
+        future = self._executor.submit(read)
+        self._reads.add(future)
+        future.add_done_callback(self._reads.discard)
+        return await asyncio.wrap_future(future)
 
     # --- messages ------------------------------------------------------------------------------------------
 
