@@ -21,7 +21,7 @@ from gpu_monitor.server.store.engine import Store, open_store
 from gpu_monitor.server.store.schema import nodes, quarantine, receipts
 from gpu_monitor.server.store.shape import Shaper
 from gpu_monitor.server.store.write import Answer, Committed, Submission
-from gpu_monitor.wire.intake import read_report
+from gpu_monitor.wire.intake import Malformed, read_report
 from tests.fakes.clock import FakeClock
 from tests.server.posts import HOUR, encode, iso, make_report
 
@@ -74,6 +74,50 @@ def test_answers_come_after_the_commit_and_listeners_hear_of_it(store: Store) ->
     assert sum(len(one.touched) for one in heard) == 20
     # The numbers follow on each other without a hole.
     assert all(after.seq_from == before.seq_to + 1 for before, after in itertools.pairwise(heard))
+
+
+def test_what_cannot_be_read_is_refused_and_the_others_of_its_group_are_stored(store: Store) -> None:
+    def broken() -> Submission:
+        raise Malformed("node.id", "missing")
+
+    def wrong() -> Submission:
+        raise TypeError("a mistake of ours")
+
+    async def work(writer: GroupWriter) -> list[Any]:
+        good = [
+            writer.read_and_write(lambda hour=hour: submit(make_report(hour=hour)), 1000)  # type: ignore[misc]
+            for hour in (HOUR, HOUR + 1)
+        ]
+        bad = [writer.read_and_write(broken, 1000), writer.read_and_write(wrong, 1000)]
+        first = await asyncio.gather(good[0], *bad, good[1], return_exceptions=True)
+        alone = await asyncio.gather(writer.read_and_write(broken, 1000), return_exceptions=True)
+        return [*first, *alone, writer.trouble()]
+
+    stored, malformed, mistake, also_stored, alone, trouble = with_writer(store, work)
+    for submission, answer in (stored, also_stored):
+        assert answer.outcome == "stored"
+        assert answer.report_id == submission.shaped.intake.report_id
+    for refused in (malformed, alone):
+        assert isinstance(refused, Malformed)
+        assert (refused.field, refused.reason) == ("node.id", "missing")
+    assert isinstance(mistake, TypeError)
+    assert trouble is None
+    assert count(store) == 2
+
+
+def test_what_waits_unread_counts_and_is_turned_away(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writing, "QUEUED", 2)
+
+    async def work(writer: GroupWriter) -> list[Any]:
+        asked = [
+            writer.read_and_write(lambda hour=hour: submit(make_report(hour=hour)), 1000)  # type: ignore[misc]
+            for hour in range(HOUR, HOUR + 3)
+        ]
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    answers = with_writer(store, work)
+    assert sum(isinstance(answer, Overloaded) for answer in answers) == 1
+    assert count(store) == 2
 
 
 def test_what_is_too_much_is_told_when_to_come_again(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

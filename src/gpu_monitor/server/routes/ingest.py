@@ -20,7 +20,7 @@ from gpu_monitor.core.errors import StorageError
 from gpu_monitor.server.auth.principal import Principal, check_scope
 from gpu_monitor.server.ingest.body import ENCODINGS, Body, invalid, open_body
 from gpu_monitor.server.ingest.reading import Sender, read_many, read_samples, read_single, sender_of
-from gpu_monitor.server.ingest.writer import Failed, Overloaded, Result, Work
+from gpu_monitor.server.ingest.writer import READ_HERE, Failed, Overloaded, Result, Work
 from gpu_monitor.server.problems import MEDIA_TYPE, Problem, let_go, problem_body, storage_problem
 from gpu_monitor.server.state import ServerState
 from gpu_monitor.server.store.judge import Refusal
@@ -112,11 +112,12 @@ class Desk:
         """Take one report: answered once it is safe."""
         state = self.state
         try:
-            submission = await self._read(body, lambda: read_single(state.shaper, body, sender))
+            submission, answer = await self._read_and_write(
+                body, lambda: read_single(state.shaper, body, sender)
+            )
         except Malformed as error:
             state.metrics.count("rejects_total", reason="invalid")
             raise invalid(error.field, error.reason) from None
-        (answer,) = await self._write([submission], len(body.data))
         if isinstance(answer, Refusal):
             raise self._problem(answer)
         assert answer is not None
@@ -166,9 +167,20 @@ class Desk:
         state.metrics.count("samples_total", len(batch.kept))
         return _encode({"accepts": Accepts(state.watch.seconds(batch.node.id))})
 
+    async def _read_and_write(self, body: Body, read: Callable[[], Submission]) -> tuple[Submission, Result]:
+        size = len(body.data)
+        if size <= READ_HERE:
+            return await self._ask(self.state.writer.read_and_write(read, size))
+        submission = await self._read(body, read)
+        (answer,) = await self._write([submission], size)
+        return submission, answer
+
     async def _write(self, work: Sequence[Work], size: int) -> list[Result]:
+        return await self._ask(self.state.writer.write(work, size))
+
+    async def _ask(self, asked: Awaitable[_T]) -> _T:
         try:
-            return await self.state.writer.write(work, size)
+            return await asked
         except Overloaded as error:
             headers = {"Retry-After": str(error.seconds)}
             raise Problem(503, "Busy", "More comes than can be written now.", headers=headers) from None

@@ -148,7 +148,7 @@ _REASONS_AT = ENTRY_FIELDS.index("reasons")
 
 
 class Shaper:
-    """Shapes reports, remembering the texts that come again and again. One thread at a time."""
+    """Shapes reports, remembering the texts that come again and again. Any thread may ask."""
 
     def __init__(self) -> None:
         self._identities: dict[Row, tuple[Fact, str | None]] = {}
