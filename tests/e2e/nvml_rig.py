@@ -87,7 +87,7 @@ class Rig:
         (found,) = [event for event in self.events if event.kind == kind]
         return found
 
-    def until(self, statuses: list[Status], span: Span = Span.FAST, seconds: float = 20) -> None:
+    def until(self, statuses: list[Status], span: Span = Span.FAST, seconds: float = 60) -> None:
         """Read until it is so, with a pause for the children between rounds, as the agent has one."""
         deadline = time.monotonic() + seconds
         while True:

@@ -23,6 +23,8 @@ pytest_plugins = ("tests.standin.fixtures",)
 
 OK, HUNG = Status.OK, Status.HUNG
 GRACE = {"grace_seconds": 1.0}
+PATIENT = {**GRACE, "init_seconds": 30.0}
+"""Where one probe decides: on a busy machine it takes its time, and the next one comes after ten minutes."""
 FREEZER = Path("/sys/fs/cgroup/freezer")
 
 
@@ -83,7 +85,7 @@ def alive(launcher: ImmortalLauncher) -> int:
 
 
 def test_a_stuck_child_and_a_working_one(three: Standin, launcher: ImmortalLauncher) -> None:
-    with rig_on(three, launcher=launcher, changes=GRACE) as rig:
+    with rig_on(three, launcher=launcher, changes=PATIENT) as rig:
         rig.read(Span.WIDE)
         three.hang(1, "nvmlDeviceGetTemperature")
         rig.until([OK, HUNG, OK])
@@ -106,7 +108,7 @@ def test_a_stuck_child_and_a_working_one(three: Standin, launcher: ImmortalLaunc
 def test_two_stuck_children_are_the_most_and_the_host_goes_on_alone(
     three: Standin, launcher: ImmortalLauncher
 ) -> None:
-    with rig_on(three, launcher=launcher, changes=GRACE) as rig:
+    with rig_on(three, launcher=launcher, changes=PATIENT) as rig:
         rig.read(Span.WIDE)
         three.hang(0, "nvmlDeviceGetTemperature")
         rig.until([HUNG, OK, OK])
@@ -217,7 +219,7 @@ def freeze(group: Path, pid: int) -> None:
 
 
 def test_a_process_that_the_kernel_does_not_let_die(three: Standin) -> None:
-    with frozen_cgroup(f"gpu_monitor_test_{os.getpid()}") as group, rig_on(three, changes=GRACE) as rig:
+    with frozen_cgroup(f"gpu_monitor_test_{os.getpid()}") as group, rig_on(three, changes=PATIENT) as rig:
         rig.read(Span.WIDE)
         (child,) = rig.children()
         three.hang(2, "nvmlDeviceGetTemperature")
