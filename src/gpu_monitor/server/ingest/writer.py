@@ -1,8 +1,8 @@
 """The one thread that writes reports: whatever has come since its last commit goes into the next one, together.
 
 Small reports are read here too, right before they are written: read in the event loop, each was cold again by then,
-and the two threads took the interpreter from each other more often, a tenth of a report's CPU. Answers go back to
-the event loop only after the commit, all of a group at once.
+and the two threads took the interpreter from each other more often. Answers go back to the event loop only after
+the commit, all of a group at once.
 """
 
 from __future__ import annotations
