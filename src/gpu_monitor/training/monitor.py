@@ -18,7 +18,7 @@ from gpu_monitor.training.notice import tell
 from gpu_monitor.training.parts import Parts, options_of
 from gpu_monitor.training.recorder import Recorder
 from gpu_monitor.training.topics import CONSOLE, Choice
-from gpu_monitor.training.values import plain
+from gpu_monitor.training.values import plain, text_in
 from gpu_monitor.wire.training import STATUSES, Alert, Note, Params, Status, Tag, Text
 
 if TYPE_CHECKING:
@@ -110,9 +110,7 @@ class TrainingMonitor:
 
     def add_tag(self, key: str, value: object = "") -> None:
         """Put a tag on the experiment; None takes it away."""
-        self.recorder.put(
-            Tag(self.recorder.at(), plain(str(key)), None if value is None else plain(str(value)))
-        )
+        self.recorder.put(Tag(self.recorder.at(), text_in(key), None if value is None else text_in(value)))
 
     def add_tags(self, tags: Mapping[str, object] | Collection[str]) -> None:
         """Put several tags on the experiment."""
@@ -126,7 +124,7 @@ class TrainingMonitor:
 
     def add_note(self, text: str) -> None:
         """Write something down."""
-        self.recorder.put(Note(self.recorder.at(), plain(str(text))))
+        self.recorder.put(Note(self.recorder.at(), text_in(text)))
 
     def alert(self, title: str, text: str = "", level: str = "warning") -> None:
         """Say something that a person should know of. `level`: info, warning or error."""
@@ -135,7 +133,7 @@ class TrainingMonitor:
                 "level", f"the level of an alert is one of {', '.join(_LEVELS)}, not {level!r:.40}"
             )
             level = "warning"
-        self.recorder.put(Alert(self.recorder.at(), level, plain(str(title)), plain(str(text))))
+        self.recorder.put(Alert(self.recorder.at(), level, text_in(title), text_in(text)))
 
     # Its files.
 

@@ -13,21 +13,27 @@ import msgspec
 
 from gpu_monitor.core.clock import SystemClock
 from gpu_monitor.training.identity import find_gpus, find_writer
+from gpu_monitor.training.limits import fit, halves
 from gpu_monitor.training.log import SegmentWriter
 from gpu_monitor.training.names import cleaned, complaint, is_name
 from gpu_monitor.training.notice import Notices
 from gpu_monitor.training.place import LOG, new_segment
 from gpu_monitor.training.values import Number, number_in, whole_in
 from gpu_monitor.wire.training import (
+    MEMBERS,
     RECORD_BYTES,
     SCHEMA,
+    SERIES,
     About,
     Alert,
     AnyRecord,
     Header,
+    Media,
+    Params,
     PointSet,
     Series,
     Status,
+    Tag,
     encode,
     written,
 )
@@ -39,6 +45,8 @@ MOST_AT_ONCE = 4_000
 _MOST_SETS = 4_096
 """Different combinations of metrics that get a number; beyond it each metric is written alone."""
 _MOST_SHOWN = 500
+_FITTED = frozenset((Params, Tag, Alert, Media))
+"""Kinds of records that hold words of the training's."""
 _EXACT = 1 << 53
 """Whole numbers up to this size are the same as floats."""
 _MOST_STEP = 1 << 63
@@ -106,6 +114,7 @@ class Recorder:
         self._is_headed = False
         self._series: dict[str, int] = {}
         self._sets: dict[tuple[str, ...], int] = {}
+        self._members = 0
         self._not_finite: set[str] = set()
 
     def at(self) -> int:
@@ -117,7 +126,14 @@ class Recorder:
         return self._step
 
     def put(self, record: AnyRecord) -> None:
-        """Append one record. One that JSON cannot say, or that is too long, is refused under its kind."""
+        """Append one record, made to fit. One that JSON cannot say, or that is too long, is refused under its kind."""
+        if type(record) in _FITTED:
+            fitted = fit(record)
+            if fitted.complaint is not None:
+                self.refuse(f"fit:{fitted.complaint:.60}", fitted.complaint)
+            if fitted.record is None:
+                return
+            record = fitted.record
         try:
             line = encode(record)
         except (TypeError, ValueError, OverflowError, RecursionError) as error:
@@ -126,6 +142,10 @@ class Recorder:
             )
             return
         if len(line) > RECORD_BYTES:
+            if (parts := halves(record)) is not None:
+                for part in parts:
+                    self.put(part)
+                return
             kind = type(record).__name__.lower()
             text = f"cannot record {kind}: it takes {len(line):,} bytes, {RECORD_BYTES:,} are allowed"
             self.refuse(f"long:{kind}", text)
@@ -226,10 +246,20 @@ class Recorder:
         number = self._sets.get(key)
         new: list[bytes] = []
         if number is None:
-            if len(self._sets) >= _MOST_SETS and len(key) > 1:
+            fits = {name for name in key if name in self._series}
+            room = SERIES - len(self._series)
+            fits.update([name for name in key if name not in fits][:room])
+            if len(fits) < len(key):
+                self.refuse("series", f"{SERIES:,} metrics of a process are recorded; others are left out")
+                if fits:
+                    self._write_part({name: chosen[name] for name in key if name in fits}, at, step, more)
+                return
+            is_much = len(self._sets) >= _MOST_SETS or self._members + len(key) > MEMBERS - SERIES
+            if is_much and len(key) > 1:
                 for name in key:
                     self._write_part({name: chosen[name]}, at, step, more)
                 return
+            self._members += len(key)
             for name in key:
                 if name not in self._series:
                     self._series[name] = len(self._series)

@@ -34,6 +34,10 @@ def wanted_topics(choice: Choice) -> frozenset[str]:
     if isinstance(choice, Mapping):
         named = {str(name) for name in choice}
         wanted = frozenset(TOPICS) - {str(name) for name, is_wanted in choice.items() if not is_wanted}
+    elif not isinstance(choice, Iterable):
+        raise UnknownTopics(
+            f"capture= is True, False, names of topics or a mapping, not {choice!r:.40}", frozenset(TOPICS)
+        )
     else:
         named = {choice} if isinstance(choice, str) else {str(name) for name in choice}
         wanted = frozenset(named & set(TOPICS))

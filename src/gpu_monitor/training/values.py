@@ -83,10 +83,11 @@ def plain(value: object, depth: int = 0) -> Any:
     if isinstance(value, float):
         return written(float(value))
     if isinstance(value, int):
-        return _whole(value)
+        number = _whole(value)
+        return _text(hex(value)) if number is None else number
     if depth < _DEEPEST:
         if isinstance(value, Mapping):
-            return {_text(str(key)): plain(item, depth + 1) for key, item in _items(value)}
+            return {_said(key): plain(item, depth + 1) for key, item in _items(value)}
         if isinstance(value, (list, tuple, set, frozenset)):
             return [plain(item, depth + 1) for item in value]
     found = None if isinstance(value, Iterable) and _size(value) != 1 else number_in(value)
@@ -105,8 +106,16 @@ def _size(value: object) -> int | None:
     return size if isinstance(size, int) else None
 
 
+def text_in(value: object) -> str:
+    """The text of anything, whole; its type where it has none to say."""
+    try:
+        return str(call_foreign(str, value)).encode("utf-8", "replace").decode("utf-8")
+    except ForeignError:
+        return f"<{type(value).__name__}>"
+
+
 def _said(value: object) -> str:
-    """The text of anything; its type where it has none to say."""
+    """The text of anything, as long as parameters hold it; its type where it has none to say."""
     try:
         return _text(str(call_foreign(str, value)))
     except ForeignError:

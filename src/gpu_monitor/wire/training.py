@@ -26,6 +26,16 @@ METRIC_NAME = re.compile(r"[A-Za-z0-9_./\-: ]{1,250}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 NOT_FINITE = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf")}
 """How values that JSON has no number for are written, and what they are."""
+SERIES = 10_000
+"""Metrics of a segment: their numbers are 0 to SERIES - 1."""
+MEMBERS = 200_000
+"""Series in all sets of a segment together."""
+NAME_LETTERS = 500
+"""Of an experiment, a parameter, a picture, a model, the title of an alert."""
+KEY_LETTERS, TAG_LETTERS = 250, 5_000
+"""Of a tag's key, a project, a host, a MIME type; of a tag's value."""
+WORD_LETTERS = 100
+"""Of a stream, a kind, a topic, a unit."""
 STATUSES = ("running", "completed", "failed", "stopped", "crashed")
 _CHECK_BYTES = len(b',"00000000"]\n')
 

@@ -212,3 +212,37 @@ def test_a_revoked_token_is_told_of(runs: Runs, tmp_path: Path) -> None:
     assert runs.token not in words
     done = runs.sync()
     assert (done.returncode, "HTTP 401" in done.stdout) == (1, True)
+
+
+TALKER = """
+from gpu_monitor import TrainingMonitor
+with TrainingMonitor("talker", capture=False) as monitor:
+    monitor.log_metrics({"before": 1.0})
+    for number in range(10_100):
+        monitor.add_note(f"note {number}")
+    monitor.log_params({"": 1, "x" * 600: 2, **{f"p{i}": i for i in range(100_000)}})
+    monitor.add_tag("k" * 300, "v" * 6_000)
+    monitor.alert("t" * 600)
+    monitor.log_metrics({f"m{i}": 1.0 for i in range(12_000)})
+    monitor.log_metrics({"before": 2.0})
+    print(monitor.experiment_id, monitor.finish())
+"""
+
+
+def test_a_training_that_says_too_much_arrives_to_its_end(runs: Runs) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", TALKER], cwd=runs.home, env=runs.environment, capture_output=True, text=True,
+        timeout=PATIENCE, check=True,
+    )  # fmt: skip
+    experiment, _, left = done.stdout.strip().partition(" ")
+    assert (left, runs.sync().returncode) == ("[]", 0), done.stderr
+    found = runs.get(f"/api/experiments/{experiment}")
+    assert (found["status"], found["last_step"]) == ("completed", 2)
+    (before,) = runs.get(f"/api/metrics/{experiment}?names=before")["series"]
+    assert before["value"] == [1.0, 2.0]
+    (segment,) = found["segments"]
+    # 100 notes, and of 100,001 parameters (one without a name is left out by the SDK) 90,001.
+    assert segment["not_shown"] == 100 + 90_001
+    assert segment["bytes"] == sum(
+        path.stat().st_size for path in runs.home.glob(f"experiments/{experiment}/seg-*.log")
+    )

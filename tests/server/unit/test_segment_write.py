@@ -8,7 +8,7 @@ import random
 from typing import Any
 
 import pytest
-from sqlalchemy import func, insert, select
+from sqlalchemy import Table, func, insert, select
 
 from gpu_monitor.server.store import experiment_write
 from gpu_monitor.server.store.engine import Store
@@ -422,18 +422,33 @@ LIMITED: list[tuple[str, Any]] = [
 ]
 
 
-def test_an_experiment_has_so_much_of_each_at_most(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_an_experiment_has_no_room_for_is_held_and_counted(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for number, (what, record) in enumerate(LIMITED):
-        run = f"run-{number}"
-        monkeypatch.setattr(experiment_write, "MOST", {**MOST, what: (MOST[what][0], 5)})
-        begin = header(run)
-        outcome = refused(store, upload(begin + b"".join(map(record, range(6))), experiment=run))
-        assert (outcome.status, f"5 {what} at most" in outcome.detail) == (422, True)
-        at = taken(store, upload(begin + b"".join(map(record, range(5))), experiment=run))
-        assert refused(store, upload(record(5), at, experiment=run)).status == 422
-        if what in ("metrics", "parameters", "tags", "topics of facts"):
-            # A name that is known takes no room.
-            assert taken(store, upload(record(4), at, experiment=run)) > at
+        run, table = f"run-{number}", MOST[what][0]
+        monkeypatch.setattr(experiment_write, "MOST", {**MOST, what: (table, 5)})
+
+        def shown(run: str = run, table: Table = table) -> tuple[int, int, str]:
+            with store.read() as connection:
+                of, unknown, status = connection.execute(
+                    select(segments.c.experiment, segments.c.unknown, experiments.c.status)
+                    .join(experiments, experiments.c.id == segments.c.experiment)
+                    .where(experiments.c.uid == run)
+                ).one()
+                held = select(func.count()).select_from(table).where(table.c.experiment == of)
+                return int(connection.execute(held).scalar_one()), unknown, status
+
+        begin = header(run) + b"".join(map(record, range(4)))
+        at = taken(store, upload(begin, experiment=run))
+        # Two uploads of one group, and the end of the run with the second: one record is too many.
+        first, last = record(4), record(5) + encode(Status(9, "completed", {}))
+        at = taken(store, upload(first, at, experiment=run), upload(last, at + len(first), experiment=run))
+        assert at == len(begin + first + last)
+        assert shown() == (5, 1, "completed"), what
+        at = taken(store, upload(record(6) + record(3), at, experiment=run))
+        is_named = what in ("metrics", "parameters", "tags", "topics of facts")
+        assert shown()[:2] == (5, 2 if is_named else 3), "a name that is known takes no room"
 
 
 # --- status ---------------------------------------------------------------------------------------------

@@ -74,13 +74,18 @@ class RunAlert(msgspec.Struct, frozen=True):
 
 
 class SegmentRow(msgspec.Struct, frozen=True, kw_only=True):
-    """One writer of the experiment: a start of the process, a rank, a forked child; and how much of it is here."""
+    """One writer of the experiment: a start of the process, a rank, a forked child; and how much of it is here.
+
+    `damaged`: lines whose check is wrong; `not_shown`: records that are held and not shown: of kinds that this server does
+    not know, or more than one experiment has of something.
+    """
 
     segment: str
     started: str
     last_heard: str
     bytes: int
     damaged: int
+    not_shown: int
     status: str
     host: str
     pid: int
@@ -191,7 +196,8 @@ def _extreme(value: float | None, step: int | None, time: float | None) -> Metri
 def _segment(row: Any) -> SegmentRow:
     return SegmentRow(
         segment=row.name, started=_stamp(row.started), last_heard=_stamp(round(row.last_heard, 3)), bytes=row.bytes,
-        damaged=row.damaged, status=row.status, host=row.host, pid=row.pid, user=row.user, rank=row.rank,
+        damaged=row.damaged, not_shown=row.unknown, status=row.status, host=row.host, pid=row.pid, user=row.user,
+        rank=row.rank,
         boot_id=row.boot_id, start_ticks=row.start_ticks, ns_pid=row.ns_pid, python=row.python, version=row.version,
         gpus=raw_json(row.gpus), simulated=row.simulated, resumed=row.resumed, parent=row.parent,
         proof=raw_json(row.proof),

@@ -23,7 +23,8 @@ from gpu_monitor.server.store.schema_experiments import (
     tags,
     texts,
 )
-from gpu_monitor.server.store.segment_draft import SERIES, Draft, MediaRow, ParamRow
+from gpu_monitor.server.store.segment_draft import Draft, MediaRow, ParamRow
+from gpu_monitor.wire.training import SERIES
 
 MODELS_LOCK = 0x6770756D6D6F
 """The advisory lock under which versions of models are counted on PostgreSQL: the letters gpummo."""
@@ -36,13 +37,14 @@ MOST: dict[str, tuple[Table, int]] = {
     "topics of facts": (captures, 200),
     "pictures, files and models": (media, 200_000),
 }
-"""Of one experiment. Points and lines of output have no limit but the disk."""
+"""Of one experiment: what is beyond it is held with its segment, and not shown. Points and lines of output have no
+limit but the disk."""
 _MEDIA = ("time", "step", "kind", "name", "sha256", "size", "type", "file", "data", "more")
 _POINTS = ("series", "step", "ordinal", "time", "value", "special")
 
 
 class NoRoom(Exception):
-    """An experiment would have more of something than one may have; the text says of what."""
+    """An experiment would have more segments than one may have."""
 
 
 @dataclass(slots=True)
@@ -63,63 +65,80 @@ class Additions:
     media: list[tuple[Any, ...]] = field(default_factory=list)
     models: list[tuple[int, int, MediaRow]] = field(default_factory=list)
 
-    def check(self, row: ExperimentRow | None, draft: Draft) -> None:
-        """NoRoom where the experiment (None: a new one) would have too much of something with this draft."""
-        named: tuple[tuple[str, Any], ...] = (
-            ("metrics", draft.series.keys() | draft.points.keys()),
-            ("parameters", draft.params),
-            ("tags", draft.tags),
-            ("topics of facts", draft.captures),
+    def fit(self, row: ExperimentRow | None, draft: Draft) -> None:
+        """Take out of a draft what its experiment (None: a new one) has no room for, and count it in `unknown`.
+
+        A training that notes something at each step must not have the rest of its log refused for that.
+        """
+        named: tuple[tuple[str, tuple[dict[str, Any], ...]], ...] = (
+            ("metrics", (draft.series, draft.points)),
+            ("parameters", (draft.params,)),
+            ("tags", (draft.tags,)),
+            ("topics of facts", (draft.captures,)),
         )
-        for what, names in named:
-            if names:
-                self._check_names(row, what, names)
-        for what, rows in (
+        for what, held in named:
+            if any(held):
+                surplus = self._surplus(row, what, list(dict.fromkeys(name for one in held for name in one)))
+                draft.unknown += len(surplus)
+                for one in held:
+                    for name in surplus & one.keys():
+                        del one[name]
+        listed: tuple[tuple[str, list[Any]], ...] = (
             ("notes", draft.notes),
             ("alerts", draft.alerts),
             ("pictures, files and models", draft.media),
-        ):
+        )
+        for what, rows in listed:
             if rows:
-                self._refuse(what, (0 if row is None else self._count(row, what)) + len(rows))
+                room = max(0, MOST[what][1] - (0 if row is None else self._count(row, what)))
+                draft.unknown += len(rows[room:])
+                del rows[room:]
 
-    def _check_names(self, row: ExperimentRow | None, what: str, names: Iterable[str]) -> None:
-        """The same of what has a name, where a known one needs no room."""
-        wanted = list(names)
-        held = 0 if row is None else self._count(row, what)
-        if row is None or held + len(wanted) <= MOST[what][1]:
-            self._refuse(what, held + len(wanted))
-            return
-        known = self._known(row, what, wanted)
-        self._refuse(what, held + sum(name not in known for name in wanted))
+    def _surplus(self, row: ExperimentRow | None, what: str, wanted: list[str]) -> set[str]:
+        """Names that there is no room for, of those that are wanted; a known one needs none."""
+        most = MOST[what][1]
+        if row is None:
+            return set(wanted[most:])
+        if self._count(row, what) + len(wanted) <= most:
+            return set()
+        # Names that wait may be held, too, and are counted twice in `counts`: now it matters.
+        waiting = {name for of, name in self._waiting(what) if of == row.id}
+        known = self._known(row, what, [*wanted, *waiting])
+        held = self._stored(row, what) + len(waiting - known)
+        fresh = [name for name in wanted if name not in known and name not in waiting]
+        return set(fresh[max(0, most - held) :])
+
+    def _waiting(self, what: str) -> Iterable[tuple[int, str]]:
+        """Names of a kind that are not in the database yet, with their experiments."""
+        pending: dict[str, Iterable[tuple[int, str]]] = {
+            "parameters": self.params, "tags": self.tags, "topics of facts": self.captures,
+        }  # fmt: skip
+        return pending.get(what, ())
 
     def _known(self, row: ExperimentRow, what: str, names: Sequence[str]) -> set[str]:
+        """Those of the names that the database has."""
         table = MOST[what][0]
         column = table.c.key if table is tags else table.c.topic if table is captures else table.c.name
         found: set[str] = set()
         for start in range(0, len(names), 500):
             asked = select(column).where(table.c.experiment == row.id, column.in_(names[start : start + 500]))
             found.update(self.connection.execute(asked).scalars())
-        for pending in (self.params, self.tags, self.captures):
-            found.update(name for of, name in pending if of == row.id)
         return found
 
     def _count(self, row: ExperimentRow, what: str) -> int:
         """How many there are, with those that wait; names that wait and are held count twice, so it is at least that."""
         key = (row.id, what)
         if key not in self.counts:
-            table = MOST[what][0]
-            asked = select(func.count()).select_from(table).where(table.c.experiment == row.id)
-            self.counts[key] = int(self.connection.execute(asked).scalar_one())
+            self.counts[key] = self._stored(row, what)
         return self.counts[key]
 
-    @staticmethod
-    def _refuse(what: str, count: int) -> None:
-        most = MOST[what][1]
-        if count > most:
-            raise NoRoom(f"an experiment has {most} {what} at most; with this upload it would have {count}")
+    def _stored(self, row: ExperimentRow, what: str) -> int:
+        table = MOST[what][0]
+        asked = select(func.count()).select_from(table).where(table.c.experiment == row.id)
+        return int(self.connection.execute(asked).scalar_one())
 
     def add(self, row: ExperimentRow, draft: Draft) -> None:
-        """Take a draft that there is room for; the experiment's own figures are brought up to date."""
+        """Take a draft that fits; the experiment's own figures are brought up to date."""
         if draft.series or draft.points:
             self._add_points(row, draft)
         of = row.id

@@ -20,9 +20,15 @@ from gpu_monitor.server.store.segment_records import (
     Records,
 )
 from gpu_monitor.wire.training import (
+    KEY_LETTERS,
+    MEMBERS,
     METRIC_NAME,
+    NAME_LETTERS,
+    SERIES,
     SHA256,
     STATUSES,
+    TAG_LETTERS,
+    WORD_LETTERS,
     Alert,
     Capture,
     Header,
@@ -36,15 +42,6 @@ from gpu_monitor.wire.training import (
     Text,
 )
 
-SERIES = 10_000
-"""Metrics of an experiment, and numbers for them in a segment."""
-MEMBERS = 200_000
-"""Series in all sets of a segment together."""
-NAME_LETTERS = 500
-"""Of an experiment, a parameter, a picture, a model, the title of an alert."""
-KEY_LETTERS, TAG_LETTERS = 250, 5_000
-WORD_LETTERS = 100
-"""Of a stream, a kind, a topic, a unit."""
 TEXT_SHOWN = 500
 """Letters of a parameter that is a text, for expressions."""
 LATEST = 253_402_300_799.0
@@ -116,6 +113,7 @@ class Draft:
     last_step: int | None = None
     damaged: int = 0
     unknown: int = 0
+    """Of kinds that are not known here, and what there is no room for: it stands in the segment, and is not shown."""
 
 
 def clean(text: str) -> str:

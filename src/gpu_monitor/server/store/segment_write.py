@@ -196,7 +196,7 @@ class _Group:
             decoder = _read_decoder(segment.decoder)
             is_torn = segment.damaged > 0
             draft = draft_of(records, decoder, segment.started, is_torn=is_torn, begins=False)
-            self.additions.check(row, draft)
+            self.additions.fit(row, draft)
             self._accept(row, segment, draft, data, packed)
         self._hear(row, segment)
         return Held(segment.bytes, row.status)
@@ -205,7 +205,7 @@ class _Group:
         """Take the first upload of a segment."""
         header = header_of(one.records, one.experiment, one.segment)
         draft = draft_of(one.records, Decoder(), header.about.started, is_torn=False, begins=True)
-        self.additions.check(row, draft)
+        self.additions.fit(row, draft)
         if row is None:
             row = self._make_experiment(one, header)
             there = load_segments(self.connection, [(row.id, one.segment)])
