@@ -175,6 +175,47 @@ def test_a_folder_that_is_deleted_under_the_training_is_put_back_whole(tmp_path:
     assert last_status(logs(tmp_path)[0])[0] == "completed"
 
 
+def test_a_log_that_another_file_replaces_is_put_back_and_the_other_kept(tmp_path: Path) -> None:
+    done = run(
+        """
+        monitor = TrainingMonitor("replaced", {quiet})
+        log = monitor.recorder.writer.path
+        for step in range(100):
+            monitor.log_metrics({"loss": step / 7})
+        log.unlink()
+        log.write_text("something else\\n")
+        monitor.log_metrics({"loss": 0.5})
+        print(monitor.finish())
+        """,
+        tmp_path,
+    )
+    assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
+    (log,) = tmp_path.glob("**/seg-*.log")
+    assert [step for step, _ in points(log)] == list(range(101))
+    assert last_status(log)[0] == "completed"
+    (aside,) = log.parent.glob("*.foreign-*")
+    assert aside.read_text() == "something else\n"
+    assert aside.name in done.stderr
+
+
+@pytest.mark.parametrize("size", [0, 200])
+def test_a_log_that_is_cut_short_is_told(tmp_path: Path, size: int) -> None:
+    done = run(
+        f"""
+        monitor = TrainingMonitor("cut", {{quiet}})
+        for step in range(100):
+            monitor.log_metrics({{"loss": step / 7}})
+        os.truncate(monitor.recorder.writer.path, {size})
+        for left in monitor.finish():
+            print(left)
+        """,
+        tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "cut short by another program: what it held before is lost here" in done.stdout
+    assert "was cut short while the training ran, from " in done.stderr
+
+
 def test_a_folder_that_is_deleted_just_before_the_end_is_put_back_too(tmp_path: Path) -> None:
     done = run(
         """

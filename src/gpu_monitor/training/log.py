@@ -45,7 +45,9 @@ class SegmentWriter:
         self.size = 0
         """Bytes in the file, as far as this writer put them there."""
         self.lost = 0
-        """Records that were given up."""
+        """Records that were given up, or went with a file that could not be put back."""
+        self.is_cut = False
+        """Whether another program made the file shorter than what was written to it."""
         self._tell = tell
         self._file = -1
         self._in_sync = -1
@@ -140,9 +142,11 @@ class SegmentWriter:
                 try:
                     if os.fstat(self._file).st_nlink == 0:
                         self._restore(self._file)
+                    self._look_for_cut()
                     _sync(self._file)
                 except OSError as error:
                     self._fail(error)
+                self.lost += _gone(self._file)
             self._is_over = True
             self.lost += sum(line.count(b"\n") for line in self._waiting)
             self._waiting.clear()
@@ -219,6 +223,8 @@ class SegmentWriter:
                 return
             self._in_sync = os.dup(self._file)
         try:
+            with self.lock:
+                self._look_for_cut()
             if os.fstat(self._in_sync).st_nlink == 0:
                 self._restore(self._in_sync)
                 self._rouse()
@@ -234,11 +240,28 @@ class SegmentWriter:
         if not is_done:
             self._rouse()
 
+    def _look_for_cut(self) -> None:
+        """Tell of a file that is shorter than what was written to it. Under the lock; OSError where it cannot be seen."""
+        if self._file < 0 or self.is_cut:
+            return
+        found = os.fstat(self._file).st_size
+        if found < self.size:
+            self.is_cut = True
+            self._tell(
+                "cut",
+                f"{self.path} was cut short while the training ran, from {self.size:,} bytes to {found:,}: what was "
+                "recorded before is lost here, and what follows may not be readable without it",
+            )
+
     def _restore(self, source: int) -> None:
         """The file was deleted under the training: what it holds is copied into a new one of its name."""
-        self._tell("gone", f"{self.path} was deleted while the training ran; it is put back with all it held")
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        aside = _set_aside(self.path)
         new = os.open(self.path, _FLAGS, 0o644)
+        words = f"; what another program put there is {aside.name} now" if aside is not None else ""
+        self._tell(
+            "gone", f"{self.path} was deleted while the training ran; it is put back with all it held{words}"
+        )
         _hold(new)
         try:
             done = _copy(source, new, 0)
@@ -251,6 +274,30 @@ class SegmentWriter:
         finally:
             if new >= 0:
                 os.close(new)
+
+
+def _set_aside(path: Path) -> Path | None:
+    """Rename what stands at `path`, where anything does; its new name."""
+    aside = path.with_name(f"{path.name}.foreign-{os.urandom(4).hex()}")
+    try:
+        path.rename(aside)
+    except FileNotFoundError:
+        return None
+    return aside
+
+
+def _gone(file: int) -> int:
+    """The lines of a file that is deleted, and goes when it is closed; 0 for any other."""
+    count = start = 0
+    try:
+        if os.fstat(file).st_nlink:
+            return 0
+        while data := os.pread(file, _COPY_BYTES, start):
+            count += data.count(b"\n")
+            start += len(data)
+    except OSError:
+        return count  # as many as can be counted
+    return count
 
 
 def _copy(source: int, target: int, start: int) -> int:

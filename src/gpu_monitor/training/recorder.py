@@ -70,10 +70,12 @@ class Run:
 
 @dataclass(frozen=True)
 class Kept:
-    """What became of the records at the end. `lost`: records that could not be written."""
+    """What became of the records at the end. `lost`: records that could not be written. `is_cut`: others are, too,
+    because another program made the file shorter."""
 
     segment: Path
     lost: int
+    is_cut: bool = False
 
 
 class Recorder:
@@ -341,7 +343,7 @@ class Recorder:
         with self._lock:
             self.is_over = True
         self.writer.close(timeout)
-        return Kept(self.writer.path, self.writer.lost)
+        return Kept(self.writer.path, self.writer.lost, self.writer.is_cut)
 
     def fork(self) -> None:
         """In a forked child: the parent's segment is let go, and what is logged from here on begins another."""

@@ -217,6 +217,7 @@ def test_headers_must_say_what_the_body_says(plain: Server) -> None:
         ("Idempotency-Key", make_report(revision=2)["report_id"]),
         ("X-Contract-Number", "54321"),
         ("Content-Digest", headers_of(b"other")["Content-Digest"]),
+        ("Content-Digest", "sha-256=:AAAA:"),  # no SHA-256 at all
     ):
         answer = post(plain, make_report(), token, **{name: value})
         assert (answer.status, answer.json["field"]) == (422, name)
