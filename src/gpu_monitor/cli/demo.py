@@ -180,6 +180,7 @@ class Demo:
         _say(f"administer it  {self.link} (once)")
         _say(f"the API        {url}/docs    for example: curl {url}/api/fleet")
         _say(f"the training   gpu_monitor compare {_NAMES} --server {url}")
+        _say(f"runs of yours  XDG_STATE_HOME={self.folder / 'state'} gpu_monitor sync --server {url}")
         _say(f"for Prometheus {url}/metrics")
         _say(f"the agent      gpu_monitor -c {self.folder / 'config.json'} -sc")
         _say(f"the folder     {self.folder} ({'is kept' if self.is_kept else 'goes at the end'})")
