@@ -8,7 +8,6 @@ same point by itself is for test_serve and test_stopping, and for all tests of t
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import functools
 import gc
@@ -103,7 +102,6 @@ class Nursery:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", __spec__.name, str(theirs.fileno())], cwd=_ROOT, pass_fds=(theirs.fileno(),)
             )  # fmt: skip
-        atexit.register(self.close)
 
     def start(
         self, words: Sequence[str], folder: Path, environment: Mapping[str, str], streams: Sequence[int]
@@ -136,6 +134,9 @@ def opened() -> Iterator[None]:
         yield
     finally:
         _is_open = False
+        if nursery.cache_info().currsize:
+            nursery().close()
+            nursery.cache_clear()
 
 
 def is_open() -> bool:

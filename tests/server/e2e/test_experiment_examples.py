@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from gpu_monitor.server.store.engine import open_store
+from tests.server.fleet import add_contract, add_node
 from tests.server.rig import PATIENCE, serving
 from tests.server.runs import make_runs
 
@@ -31,6 +32,7 @@ def test_the_examples_of_the_page_work(tmp_path: Path) -> None:
     now = float(int(time.time()))
     store = open_store(f"sqlite:///{tmp_path / 'server.db'}")
     make_runs(store, now - 86_400, now)
+    add_node(store, add_contract(store, "7"), "node-a", 1)
     store.close()
     found = commands()
     assert len(found) >= 17
@@ -38,9 +40,8 @@ def test_the_examples_of_the_page_work(tmp_path: Path) -> None:
         token = server.token("--scope", "experiment:write", "--contract", "100")
         said = {}
         for command in found:
-            there = command.replace("http://localhost:8000", server.url).replace(
-                "curl ", "curl -sS --fail-with-body ", 1
-            )
+            there = command.replace("http://localhost:8000", server.url).replace("GPU-...", "node-a-gpu0")
+            there = there.replace("curl ", "curl -sS --fail-with-body ", 1)
             done = subprocess.run(
                 ["/bin/sh", "-c", there], env={"TOKEN": token, "PATH": "/usr/bin:/bin"}, capture_output=True, text=True,
                 timeout=PATIENCE, check=False,
