@@ -20,6 +20,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -51,21 +52,32 @@ class Forked:
 
     def __init__(self, ends: socket.socket) -> None:
         self._ends = ends
+        self._lock = threading.Lock()
+        """Whoever waits may be another thread than who asks or kills."""
         self.returncode: int | None = None
         self.pid = int(self._line())
 
     def poll(self) -> int | None:
         """The exit code, minus the signal's number where one ended it; None while it runs."""
-        if self.returncode is None and select.select([self._ends], [], [], 0)[0]:
-            self._reap()
+        if self._lock.acquire(blocking=False):  # else somebody waits for it, and will know
+            try:
+                if self.returncode is None and select.select([self._ends], [], [], 0)[0]:
+                    self._reap()
+            finally:
+                self._lock.release()
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
         """The same at its end; TimeoutExpired where that is not within `timeout` seconds."""
-        if self.returncode is None:
-            if not select.select([self._ends], [], [], timeout)[0]:
-                raise subprocess.TimeoutExpired("gpu_monitor", timeout or 0.0)
-            self._reap()
+        if not self._lock.acquire(timeout=-1 if timeout is None else timeout):
+            raise subprocess.TimeoutExpired("gpu_monitor", timeout or 0.0)
+        try:
+            if self.returncode is None:
+                if not select.select([self._ends], [], [], timeout)[0]:
+                    raise subprocess.TimeoutExpired("gpu_monitor", timeout or 0.0)
+                self._reap()
+        finally:
+            self._lock.release()
         assert self.returncode is not None
         return self.returncode
 

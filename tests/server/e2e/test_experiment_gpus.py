@@ -90,9 +90,10 @@ def test_runs_and_gpus_are_joined_by_the_processes_that_agents_see(
 
                 def known(run: str) -> Callable[[], bool]:
                     def look() -> bool:
-                        said[run] = get(
-                            server, token, f"/api/experiments/{run}/gpus?metric=power_usage&axis=time"
-                        )
+                        path = f"/api/experiments/{run}/gpus?metric=power_usage&axis=time"
+                        if server.ask("GET", path, token=token).status == 404:
+                            return False  # its first upload is under way
+                        said[run] = get(server, token, path)
                         return bool(said[run]["items"] and said[run]["items"][0]["curves"][0]["x"])
 
                     return look
