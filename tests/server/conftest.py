@@ -14,16 +14,8 @@ from gpu_monitor.server.store import migrate
 from gpu_monitor.server.store.engine import Store, open_store
 from gpu_monitor.server.store.migrate import REVISIONS, SCRIPTS
 from gpu_monitor.server.store.schema_experiments import metadata
-from tests.server.nursery import opened
 from tests.server.postgres import WHY_NOT, Cluster, running_cluster
 from tests.server.prepared import prepare
-
-
-@pytest.fixture(scope="session", autouse=True)
-def nursery() -> Iterator[None]:
-    """Hundreds of starts of a server, of which loading it is the most: they come from a process that has."""
-    with opened():
-        yield
 
 
 @pytest.fixture(scope="session")

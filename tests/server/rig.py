@@ -27,7 +27,6 @@ from gpu_monitor.server.auth.users import add_user, grant_role
 from gpu_monitor.server.store.engine import open_store
 from tests.e2e.program import PROGRAM, environment
 from tests.e2e.waiting import until
-from tests.server.nursery import Forked, is_open, nursery, run
 from tests.server.prepared import prepare
 
 PATIENCE = 60.0
@@ -57,7 +56,7 @@ class Answer:
 class Server:
     """A running server. `lines` grows with what it says on stderr."""
 
-    process: subprocess.Popen[bytes] | Forked
+    process: subprocess.Popen[bytes]
     folder: Path
     database: str
     output: IO[str] | None
@@ -110,12 +109,9 @@ class Server:
 
     def command_with(self, typed: str, *words: str) -> subprocess.CompletedProcess[str]:
         """The same with `typed` on its stdin."""
-        environment = serving_environment(self.folder, DATABASE_URL=self.database)
-        if is_open():
-            return run(words, self.folder, environment, typed, PATIENCE)
         return subprocess.run(
-            [*PROGRAM, *words], cwd=self.folder, env=environment, input=typed, capture_output=True, text=True,
-            timeout=PATIENCE, check=False,
+            [*PROGRAM, *words], cwd=self.folder, env=serving_environment(self.folder, DATABASE_URL=self.database),
+            input=typed, capture_output=True, text=True, timeout=PATIENCE, check=False,
         )  # fmt: skip
 
     def token(self, *words: str) -> str:
@@ -186,33 +182,26 @@ def serving_environment(home: Path, **more: str) -> dict[str, str]:
 
 
 def launch(
-    folder: Path, *words: str, database: str | None = None, on_terminal: bool = False, alone: bool = False, **more: str
-) -> Server:  # fmt: skip
+    folder: Path, *words: str, database: str | None = None, on_terminal: bool = False, **more: str
+) -> Server:
     """Start `gpu_monitor serve` in `folder`, on a free port unless `words` name one; do not wait.
 
     `database`: its DATABASE_URL; None is a SQLite file in `folder`, put there with its tables where it is not yet.
-    `on_terminal`: its stderr is a terminal. `alone`: it loads itself, also while the nursery is open.
+    `on_terminal`: its stderr is a terminal.
     """
     if database is None:
         prepare(folder / "server.db")
     url = database or f"sqlite:///{folder / 'server.db'}"
-    arguments = ["serve", *([] if "--port" in words else ["--port", "0"]), *words]
-    environment = serving_environment(folder, **{"DATABASE_URL": url, **more})
+    port = [] if "--port" in words else ["--port", "0"]
     ends = pty.openpty() if on_terminal else os.pipe()
-    process: subprocess.Popen[bytes] | Forked
-    if is_open() and not alone:
-        with open(os.devnull, "r+b", buffering=0) as nothing:
-            streams = (nothing.fileno(), nothing.fileno(), ends[1])
-            process = nursery().start(arguments, folder, environment, streams)
-    else:
-        process = subprocess.Popen(
-            [*PROGRAM, *arguments],
-            cwd=folder,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=ends[1],
-        )
+    process = subprocess.Popen(
+        [*PROGRAM, "serve", *port, *words],
+        cwd=folder,
+        env=serving_environment(folder, **{"DATABASE_URL": url, **more}),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=ends[1],
+    )
     os.close(ends[1])
     server = Server(process, folder, url, os.fdopen(ends[0], encoding="utf-8", errors="replace"))
     threading.Thread(target=server._listen, daemon=True).start()
@@ -221,10 +210,10 @@ def launch(
 
 @contextlib.contextmanager
 def serving(
-    folder: Path, *words: str, database: str | None = None, on_terminal: bool = False, alone: bool = False, **more: str
-) -> Iterator[Server]:  # fmt: skip
+    folder: Path, *words: str, database: str | None = None, on_terminal: bool = False, **more: str
+) -> Iterator[Server]:
     """A server that is ready; killed at the end if it still runs."""
-    server = launch(folder, *words, database=database, on_terminal=on_terminal, alone=alone, **more)
+    server = launch(folder, *words, database=database, on_terminal=on_terminal, **more)
     try:
         assert server.ready.wait(PATIENCE), "it said nothing"
         assert server.url, f"it ended: {server.said}"

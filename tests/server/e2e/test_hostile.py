@@ -25,7 +25,7 @@ MEMORY_KIB = 400 * 1024
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
-    with serving(tmp_path, alone=True) as server:  # its memory is its own, shared with nobody
+    with serving(tmp_path) as server:
         yield server
         assert server.process.poll() is None, server.said
         assert server.ask("GET", "/healthz").status == 200

@@ -25,7 +25,7 @@ def resting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 def test_it_starts_answers_and_stops_when_told(tmp_path: Path) -> None:
     path = tmp_path / "first.db"
-    with serving(tmp_path, database=f"sqlite:///{path}", alone=True) as server:
+    with serving(tmp_path, database=f"sqlite:///{path}") as server:
         answer = server.ask("GET", "/healthz")
         assert (answer.status, answer.json) == (200, {"status": "ok"})
         assert stat.S_IMODE(path.stat().st_mode) == 0o600, "it holds password hashes"
@@ -63,7 +63,7 @@ def test_answers_bind_the_browser(resting: Server) -> None:
 def test_settings_come_from_the_file_in_the_directory(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data/.env").write_text("DATABASE_URL=sqlite:///fleet.db\nLOG_FORMAT=json\n")
-    with serving(tmp_path, "--directory", str(tmp_path / "data"), alone=True, DATABASE_URL="") as server:
+    with serving(tmp_path, "--directory", str(tmp_path / "data"), DATABASE_URL="") as server:
         assert str(tmp_path / "data/fleet.db") in server.said
         assert server.stop() == 0
         assert server.ended.wait(10)
@@ -110,7 +110,7 @@ def test_a_service_manager_is_told(tmp_path: Path) -> None:
     with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as manager:
         manager.bind(str(tmp_path / "notify"))
         manager.settimeout(30)
-        with serving(tmp_path, alone=True, NOTIFY_SOCKET=str(tmp_path / "notify")) as server:
+        with serving(tmp_path, NOTIFY_SOCKET=str(tmp_path / "notify")) as server:
             assert manager.recv(100) == b"READY=1"
             assert server.ask("GET", "/healthz").status == 200
             assert server.stop() == 0

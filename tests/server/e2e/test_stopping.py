@@ -14,7 +14,7 @@ from tests.server.rig import PATIENCE, launch, pss_kib, serving
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_it_ends_in_time_whatever_its_clients_do(tmp_path: Path, number: signal.Signals) -> None:
-    with serving(tmp_path, alone=True) as server, contextlib.ExitStack() as open_:
+    with serving(tmp_path) as server, contextlib.ExitStack() as open_:
         clients = [
             open_.enter_context(socket.create_connection(("127.0.0.1", server.port), PATIENCE))
             for _ in range(4)
@@ -72,6 +72,6 @@ def test_a_database_that_cannot_be_is_told_without_its_password(tmp_path: Path) 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="needs Linux's smaps_rollup")
 def test_idle_it_is_light(tmp_path: Path) -> None:
-    with serving(tmp_path, alone=True) as server:
+    with serving(tmp_path) as server:
         assert server.ask("GET", "/readyz").status == 200
         assert pss_kib(server.process.pid) <= 90 * 1024
