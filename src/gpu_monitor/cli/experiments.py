@@ -174,6 +174,7 @@ def _list(runs: Runs, args: argparse.Namespace) -> int:
         is_archived,
         args.sort,
         args.limit,
+        args.order,
     )
     if (wanted.sort or wanted.order) and isinstance(runs, RunsHere):
         raise UsageError("--sort and --order ask a server", "Say --server URL.")

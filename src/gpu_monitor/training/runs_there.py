@@ -55,9 +55,17 @@ class RunsThere:
     def show(self, name: str) -> dict[str, Any]:
         """Everything but points, output and files of one experiment. NothingFound where there is none."""
         found: dict[str, Any] = self._get(f"/api/experiments/{quote(name, safe='')}")
-        media = self._get(f"/api/experiments/{quote(found['id'])}/media?limit=1000")
         said = None if found["id"] == name else f"{name} is {found['id']}"
-        return {**found, "media": media["items"], "said": said}
+        return {**found, "media": list(self._media(found["id"])), "said": said}
+
+    def _media(self, experiment_id: str) -> Iterator[dict[str, Any]]:
+        """Every picture and file, the first that was logged first."""
+        cursor: str | None = ""
+        while cursor is not None:
+            more = f"&cursor={quote(cursor, safe='')}" if cursor else ""
+            page = self._get(f"/api/experiments/{quote(experiment_id)}/media?limit=1000{more}")
+            yield from page["items"]
+            cursor = page["next"]
 
     def points(self, name: str, metrics: tuple[str, ...]) -> Iterator[Point]:
         """Every point, metric by metric in order of steps; of the named metrics, or of all."""
