@@ -16,7 +16,7 @@ pytest_plugins = ("tests.standin.fixtures",)
 
 def test_it_writes_answers_and_no_identity(standin: Standin, tmp_path: Path) -> None:
     standin.gpus([H100, H100_MIG])
-    standin.processes(0, [Proc(4242)])
+    standin.processes(0, [Proc(4194242)])
     standin.hold(0, "temperature", 44)
     file = tmp_path / "card.json"
     command = [sys.executable, "-m", "tests.hardware.record", str(file), "--seconds", "0.3"]
@@ -30,7 +30,7 @@ def test_it_writes_answers_and_no_identity(standin: Standin, tmp_path: Path) -> 
         standin.uuid(1)[4:],
         standin.mig_uuid(1, 0)[4:],
         "9900010000000",
-        "4242",
+        "4194242",
     ]
     assert [secret for secret in secrets if secret in text] == []
     found = json.loads(text)
