@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import logging
 import signal
 import socket
@@ -27,6 +26,7 @@ from gpu_monitor.server.app import create_app
 from gpu_monitor.server.assembly import build_state
 from gpu_monitor.server.auth.users import has_admin
 from gpu_monitor.server.connection import PatientConnection
+from gpu_monitor.server.memory import settle, share_one_heap
 from gpu_monitor.server.store.engine import Store, open_store
 from gpu_monitor.server.store.slow import watch_slow
 from gpu_monitor.server.store.url import parse_url
@@ -62,6 +62,7 @@ def run_server(settings: ServerSettings, clock: Clock, starter: Starter) -> int:
     """Serve until SIGTERM or SIGINT; the exit code."""
     _refuse_open(settings)
     _raise_limits()
+    share_one_heap()
     watch_slow()
     url = parse_url(settings.database_url, settings.directory)
     listener = _listen(settings)
@@ -71,7 +72,7 @@ def run_server(settings: ServerSettings, clock: Clock, starter: Starter) -> int:
         state = build_state(settings, store, clock, address)
 
         def ready() -> None:
-            _settle_memory()
+            settle()
             starter.say(f"gpu_monitor serves on {address} (database {store})")
             if starter.wants_link and not settings.is_exposed:
                 starter.say(f"open the pages as administrator, once: {address}/open?code={state.link.make()}")
@@ -147,12 +148,6 @@ def _raise_limits() -> None:
     if soft < wanted:
         with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
-def _settle_memory() -> None:
-    """Set aside what was loaded at the start: it stays, and looking it through again for cycles costs requests time."""
-    gc.collect()
-    gc.freeze()
 
 
 def _configure(app: object, settings: ServerSettings) -> uvicorn.Config:

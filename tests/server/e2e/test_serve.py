@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import platform
 import socket
 import stat
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -115,3 +118,29 @@ def test_a_service_manager_is_told(tmp_path: Path) -> None:
             assert server.ask("GET", "/healthz").status == 200
             assert server.stop() == 0
             assert manager.recv(100) == b"STOPPING=1"
+
+
+@pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc", reason="its allocator alone gives threads heaps of their own"
+)
+def test_its_threads_share_one_heap(resting: Server) -> None:
+    with ThreadPoolExecutor(8) as several:
+        asked = [several.submit(resting.ask, "GET", "/api/fleet") for _ in range(40)]
+        assert {one.result().status for one in asked} == {200}
+    assert len(list(Path(f"/proc/{resting.process.pid}/task").iterdir())) > 2
+    assert heaps_of_threads(resting.process.pid) == []
+
+
+def heaps_of_threads(pid: int) -> list[str]:
+    """Mappings of 64 MiB at a multiple of 64 MiB, mostly not yet accessible: what glibc reserves for a thread's heap."""
+    whole = 64 << 20
+    spans = [line.split(None, 2)[:2] for line in Path(f"/proc/{pid}/maps").read_text().splitlines()]
+    bounds = [(*(int(edge, 16) for edge in span.split("-")), rights) for span, rights in spans]
+    return [
+        hex(start)
+        for (start, end, rights), (after, last, following) in pairwise(bounds)
+        if start % whole == 0
+        and end == after
+        and last - start == whole
+        and (rights, following) == ("rw-p", "---p")
+    ]
