@@ -36,7 +36,7 @@ class Scale:
     """How much: the documented measure, or a quick look."""
 
     reports: int = 4000
-    rounds: int = 3
+    rounds: int = 5
     backlog_nodes: int = 500
     agents: int = 10_000
     year: Year = field(default_factory=Year)
