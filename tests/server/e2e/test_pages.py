@@ -17,11 +17,13 @@ from sqlalchemy import update
 
 from gpu_monitor.server.store.engine import Store
 from gpu_monitor.server.store.schema import latest, nodes
+from tests.e2e.waiting import until
 from tests.server.asking import Asked
 from tests.server.fleet import add_contract, add_node
 from tests.server.known import BUSY, PLAIN
 from tests.server.posts import make_entry, make_report
 from tests.server.rig import serving
+from tests.server.runs import Segment, write_segment
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "openapi.json"
 PROMTOOL = shutil.which("promtool")
@@ -96,7 +98,9 @@ def test_the_first_page_says_how_many_report(asked: Asked) -> None:
 
 def test_the_first_page_lists_nodes_gpus_and_their_week(asked: Asked) -> None:
     text = asked.server.ask("GET", "/").body.decode()
-    assert '<td data-name="Node">node-c</td><td data-name="GPUs">1</td>' in text
+    assert (
+        '<td data-name="Node">node-c</td><td data-name="Contract">200</td><td data-name="GPUs">1</td>' in text
+    )
     assert text.count('<td data-name="Status">silent</td>') == 5  # node-b and node-c, and their three GPUs
     assert '<td data-name="Utilisation">90.5 %</td>' in text
     assert '<td data-name="Power">350.25 W</td><td data-name="Memory">20.0 of 80 GiB</td>' in text
@@ -134,7 +138,27 @@ def test_a_browser_that_goes_astray_gets_a_page(asked: Asked) -> None:
 
 def test_the_first_page_of_an_empty_server_says_how_to_begin(tmp_path: Path) -> None:
     with serving(tmp_path) as server:
-        assert b"No node has reported yet" in server.ask("GET", "/").body
+        text = server.ask("GET", "/").body.decode()
+    assert "No node has reported yet" in text
+    assert "<h2>Alerts" not in text
+
+
+def test_the_first_page_shows_experiments_and_alerts_where_no_node_reports(
+    store: Store, database: str, tmp_path: Path
+) -> None:
+    now = time.time()
+    run = Segment("run-1", "<deep> net", "vision", now - 60).log(10, 3, loss=0.5).end(50, "failed")
+    write_segment(store, "100", run, now)
+    with serving(tmp_path, database=database) as server:
+        firing = "/api/alerts?state=firing&rule=run-failed"
+        until(lambda: server.ask("GET", firing).json["items"], "the alert of the run")
+        (alert,) = server.ask("GET", firing).json["items"]
+        page = server.ask("GET", "/").body.decode()
+    assert (alert["experiment"], alert["experiment_name"], alert["node"]) == ("run-1", "<deep> net", None)
+    assert "No node has reported yet" in page
+    link = '<a href="api/experiments/run-1">&lt;deep&gt; net</a>'
+    assert f'<td data-name="Experiment">{link}</td>' in page
+    assert f'<td data-name="Rule">run-failed</td><td data-name="About">experiment {link}</td>' in page
 
 
 def described(asked: Asked) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The plain first page: what runs here, which nodes and GPUs report, what fires, and where to go on."""
+"""The plain first page: which nodes and GPUs report, which experiments run, what fires, and where to go on."""
 
 from __future__ import annotations
 
@@ -64,18 +64,20 @@ async def home(request: Request, state: State) -> HTMLResponse:
 def _numbers(state: ServerState, who: Principal) -> str:
     now = state.clock.now()
     with state.store.read() as connection:
-        found = fleet_now(connection, who, GpuFilter(), now, simulated=False)
-        if not found.totals.nodes and not found.excluded:
-            return _EMPTY
-        only_simulated = not found.totals.nodes
-        if only_simulated:
-            found = fleet_now(connection, who, GpuFilter(), now, simulated=True)
-        nodes, more = list_nodes(connection, who, NodeFilter(), now, 0, _ROWS)
         alerts, _ = list_alerts(connection, who, AlertFilter(state="firing"), None, _ROWS)
         by = Order(operand_of("started", "sort"))
         runs, last = list_experiments(
             connection, who, ExperimentFilter(), terms_of(state), by, (), None, _RUNS
         )
+        found = fleet_now(connection, who, GpuFilter(), now, simulated=False)
+        if not found.totals.nodes and not found.excluded:
+            # Experiments come without an agent, too.
+            fires = _alerts(alerts) if alerts or runs else ""
+            return "\n".join((_EMPTY, fires, _experiments(runs, last is not None)))
+        only_simulated = not found.totals.nodes
+        if only_simulated:
+            found = fleet_now(connection, who, GpuFilter(), now, simulated=True)
+        nodes, more = list_nodes(connection, who, NodeFilter(), now, 0, _ROWS)
         week = Span(max(0.0, now - now % HOUR - 7 * DAY), now - now % HOUR)
         lines: list[Line] | None = None
         if len(found.rows) <= _USAGE_OF:
@@ -134,28 +136,38 @@ def _alerts(found: list[AlertRow]) -> str:
         (
             escape(one.severity),
             escape(one.rule),
-            _name(one.hostname or one.node or "this server", "", one.simulated),
+            _about(one),
             escape(one.gpu_name or one.gpu or "-"),
             escape(one.message),
             _time(one.since),
         )
         for one in found
     ]
-    heads = ("Severity", "Rule", "Node", "GPU", "What", "Since")
+    heads = ("Severity", "Rule", "About", "GPU", "What", "Since")
     return table("Alerts that fire", heads, rows, _more(len(found) == _ROWS, "api/alerts?state=firing"))
+
+
+def _about(one: AlertRow) -> str:
+    """The node, the experiment, or the server."""
+    if one.experiment is None:
+        return _name(one.hostname or one.node or "this server", "", one.simulated)
+    link = f'<a href="{escape(f"api/experiments/{one.experiment}")}">'
+    return f"experiment {link}{_name(one.experiment_name, one.experiment, one.simulated)}</a>"
 
 
 def _nodes(found: list[Node], more: bool) -> str:
     rows = [
         (
             _name(node.hostname, node.id, node.simulated),
+            escape(node.contract_number),
             str(node.gpus),
             _time(max(filter(None, (node.last_report, node.last_live)), default=None)),
             "silent" if node.silent else "reports",
         )
         for node in found
     ]
-    return table("Nodes", ("Node", "GPUs", "Last heard", "Status"), rows, _more(more, "api/nodes"))
+    heads = ("Node", "Contract", "GPUs", "Last heard", "Status")
+    return table("Nodes", heads, rows, _more(more, "api/nodes"))
 
 
 def _gpus(found: list[FleetGpu]) -> str:  # type: ignore[valid-type]  # made from the catalogue

@@ -6,17 +6,22 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from sqlalchemy import ColumnElement, Connection, Select, and_, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Select, and_, func, or_, select, update
 
 from gpu_monitor.server.auth.principal import Principal
 from gpu_monitor.server.auth.visible import contract_filter
+from gpu_monitor.server.store.alert_runs import RUN_SUBJECT
 from gpu_monitor.server.store.nodes import node_condition
 from gpu_monitor.server.store.schema import alerts, contracts, gpus, nodes, rules
+from gpu_monitor.server.store.schema_experiments import experiments
 from gpu_monitor.server.store.values import stamp
 
 
 class AlertRow(msgspec.Struct, frozen=True, kw_only=True):
-    """An alert. `since`: when the condition began; `seen`: up to when data has shown it; `past`: never notified."""
+    """An alert. `since`: when the condition began; `seen`: up to when data has shown it; `past`: never notified.
+
+    It is about a node, a GPU of it, an experiment (its id), or the server where none of them is named.
+    """
 
     id: str
     rule: str
@@ -27,6 +32,8 @@ class AlertRow(msgspec.Struct, frozen=True, kw_only=True):
     contract_number: str | None
     gpu: str | None
     gpu_name: str | None
+    experiment: str | None
+    experiment_name: str | None
     since: str
     seen: str
     fired: str | None
@@ -98,9 +105,23 @@ def _query() -> Select[Any]:
         .limit(1)
         .scalar_subquery()
     )
+    run_name = (
+        select(experiments.c.name)
+        .where(
+            alerts.c.subject.startswith(RUN_SUBJECT),
+            experiments.c.uid == func.substr(alerts.c.subject, len(RUN_SUBJECT) + 1),
+        )
+        .scalar_subquery()
+    )
     return (
         select(
-            alerts, nodes.c.uuid, nodes.c.hostname, contracts.c.number, name.label("gpu_name"), rules.c.advice
+            alerts,
+            nodes.c.uuid,
+            nodes.c.hostname,
+            contracts.c.number,
+            name.label("gpu_name"),
+            run_name.label("run_name"),
+            rules.c.advice,
         )
         .outerjoin(nodes, nodes.c.id == alerts.c.agent)
         .outerjoin(contracts, contracts.c.id == alerts.c.contract)
@@ -133,9 +154,12 @@ def _conditions(wanted: AlertFilter) -> list[ColumnElement[bool]]:
 
 
 def _row(row: Any) -> AlertRow:
+    is_run = row.subject.startswith(RUN_SUBJECT)
     return AlertRow(
         id=row.id, rule=row.rule, state=row.state, severity=row.severity, node=row.uuid, hostname=row.hostname,
-        contract_number=row.number, gpu=row.uid, gpu_name=row.gpu_name, since=stamp(_fine(row.since)) or "",
+        contract_number=row.number, gpu=row.uid, gpu_name=row.gpu_name,
+        experiment=row.subject.removeprefix(RUN_SUBJECT) if is_run else None, experiment_name=row.run_name,
+        since=stamp(_fine(row.since)) or "",
         seen=stamp(_fine(row.seen)) or "", fired=stamp(_fine(row.fired)), resolved=stamp(_fine(row.resolved)),
         ending=row.ending,
         value=None if row.value is None else round(row.value, 3), message=row.message, advice=row.advice, past=row.past,
