@@ -5,20 +5,26 @@
     python examples/example_monitored_training.py --learning-rate 0.5  --name digits-fast
     gpu_monitor compare digits-slow digits-fast
 
-It takes some ten seconds on two CPU cores. Nothing leaves this machine unless GPU_MONITOR_SERVER names a server.
+It takes seconds with NumPy, and longer where PyTorch is there to be loaded.
+Nothing leaves this machine unless GPU_MONITOR_SERVER names a server.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import Any, Protocol
-
-import numpy
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
 import gpu_monitor
 
+try:
+    import numpy
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+except ModuleNotFoundError as error:
+    MISSING = error.name
+else:
+    MISSING = None
 try:
     import torch
 except ModuleNotFoundError:
@@ -208,6 +214,10 @@ def main() -> None:
         parser.error("--epochs: at least one")
     if arguments.backend == "torch" and torch is None:
         parser.error("--backend torch: PyTorch is not installed")
+    if MISSING is not None:
+        sys.exit(
+            f"This example needs NumPy and scikit-learn: there is no module {MISSING}. Run: pip install scikit-learn"
+        )
     use_torch = torch is not None and arguments.backend != "numpy"
 
     # Readings of this machine's GPUs; without one, pretended GPUs, which a banner and each row's `source` say.

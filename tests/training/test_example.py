@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -73,10 +74,24 @@ def test_the_example_records_what_it_promises(tmp_path: Path, backend: str) -> N
         assert not any(name.startswith("gpu0/") for name in found.metric_names())
 
 
-def test_the_example_says_what_it_takes() -> None:
-    pytest.importorskip("sklearn", reason="scikit-learn is not installed: the example is not run")
-    shown = subprocess.run(
-        [sys.executable, str(EXAMPLE), "--help"], capture_output=True, text=True, check=False
-    )
-    assert shown.returncode == 0
+@pytest.mark.parametrize("missing", ["numpy", "sklearn"])
+def test_the_example_says_what_it_needs(tmp_path: Path, missing: str) -> None:
+    """An environment without a module: in front of it stands one that is not found."""
+    (tmp_path / f"{missing}.py").write_text(f"raise ModuleNotFoundError('none', name={missing!r})\n")
+    paths = environment(tmp_path, PYTHONPATH=os.pathsep.join((str(tmp_path), str(ROOT / "src"))))
+
+    def example(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, str(EXAMPLE), *words], cwd=tmp_path, env=paths, capture_output=True, text=True,
+            timeout=60, check=False,
+        )  # fmt: skip
+
+    shown = example("--help")
+    assert (shown.returncode, shown.stderr) == (0, "")
     assert all(word in shown.stdout for word in ("--epochs", "--learning-rate", "--name", "--seed"))
+    refused = example()
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert f"there is no module {missing}" in refused.stderr
+    assert "pip install scikit-learn" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert not (tmp_path / "experiments").exists()
