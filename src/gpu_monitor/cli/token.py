@@ -137,20 +137,20 @@ def _purpose(grant: Grant) -> str:
 
 def _list(args: argparse.Namespace) -> int:
     with opened(args) as store, store.read() as connection:
-        rows = list_tokens(connection, limit=1_000_000)
+        rows = sorted(list_tokens(connection, limit=1_000_000), key=lambda row: (row.created, row.id))
     if args.json:
         print(json_text([_record(row) for row in rows], indent=1))
         return EXIT_DONE
     if not rows:
         print("there is no token yet; gpu_monitor token create makes one", file=sys.stderr)
         return EXIT_NOTHING
-    header = ("ID", "NAME", "SCOPES", "CONTRACT", "NODE", "STATE", "CREATED", "LAST USED")
+    header = ("ID", "NAME", "SCOPES", "CONTRACT", "NODE", "STATE", "CREATED", "EXPIRES", "LAST USED")
     now = SystemClock().now()
     table(
         header,
         (
             (row.id, row.name, " ".join(row.scopes), row.contract or "all", _node(row), _state(row, now),
-             format_time(int(row.created)), _moment(row.last_used))
+             format_time(int(row.created)), _moment(row.expires) or "never", _moment(row.last_used))
             for row in rows
         ),
         sys.stdout,

@@ -6,12 +6,16 @@ import contextlib
 import http.client
 import json
 import os
+import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from gpu_monitor.server.auth.tokens import Grant, create_token
+from gpu_monitor.server.store.engine import Store
+from tests.e2e.program import ask
 from tests.e2e.waiting import until
 from tests.server.rig import Server, serving
 
@@ -111,6 +115,25 @@ def test_an_expired_token_is_refused(shared: Server) -> None:
     until(lambda: server.ask("GET", "/api/session", token=token).status == 401, "it expires", 20)
     listed = server.command("token", "list")
     assert "expired" in listed.stdout
+
+
+def test_tokens_are_listed_in_the_order_of_their_making_with_their_end(
+    store: Store, database: str, tmp_path: Path
+) -> None:
+    day, now = 86_400.0, 1_710_945_000.0  # 2024-03-20T14:30:00Z
+    with store.write() as connection:
+        for number in (3, 1, 2):
+            grant = Grant(
+                frozenset(("read",)), name=f"number-{number}", expires=now + 90 * day if number == 2 else None
+            )
+            create_token(connection, grant, now + number)
+    listed = ask(tmp_path, "token", "list", DATABASE_URL=database)
+    head, *rows = listed.stdout.splitlines()
+    assert head.split()[-4:] == ["CREATED", "EXPIRES", "LAST", "USED"]
+    assert [re.findall(r"number-\d", row)[0] for row in rows] == ["number-1", "number-2", "number-3"]
+    assert [row.split()[-2] for row in rows] == ["never", "2024-06-18T14:30:00+00:00", "never"]
+    told = json.loads(ask(tmp_path, "token", "list", "--json", DATABASE_URL=database).stdout)
+    assert [one["name"] for one in told] == ["number-1", "number-2", "number-3"]
 
 
 def test_tokens_made_over_http_reach_no_further_than_who_makes_them(either: Server) -> None:
