@@ -290,7 +290,7 @@ class Live:
                 self._driver,
             )
             samples = samples_of_interval(collection)
-            if samples:
+            if samples or not self._queue:  # without a GPU a message still says that the node is there
                 self._queue.append(samples)
                 self._waiting += len(samples)
         while self._waiting > KEPT_SAMPLES and len(self._queue) > 1:

@@ -57,6 +57,22 @@ def test_a_new_node_shows_before_its_first_report_and_stores_its_minutes(tmp_pat
             assert abs(mine[uid, time] - power) < 0.011, (uid, time)
 
 
+def test_a_node_goes_on_showing_that_it_is_there_without_a_gpu(tmp_path: Path) -> None:
+    """Else it would be called silent, which alerts."""
+    seen: list[str] = []
+
+    def came_again(server: Server) -> bool:
+        for node in server.ask("GET", "/api/nodes").json["items"]:
+            if node["last_live"] is not None and node["last_live"] not in seen:
+                seen.append(node["last_live"])
+        return len(seen) >= 2  # the first is of the start
+
+    with serving(tmp_path) as server:
+        agent_of(server, tmp_path / "agent", interval_seconds=1, reading_seconds=1)
+        with running(tmp_path / "agent"):  # on a machine that has GPUs there is nothing to see here
+            until(lambda: came_again(server), "a second message")
+
+
 def until_samples(server: Server, least: int) -> list[Any]:
     """Live minutes in the server's database, once there are enough: (uid, start, W)."""
     path = Path(server.database.removeprefix("sqlite:///"))
