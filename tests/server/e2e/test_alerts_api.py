@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.house.tree import ROOT
 from tests.server.e2e.test_alerts_told import NODES, ON, SECRET, send
 from tests.server.listeners import Listener, listening, mail_server
 from tests.server.posts import CONTRACT
@@ -146,6 +149,29 @@ def test_rules_that_are_refused(asked: Asked, name: str, body: object, who: str 
     answer = asked.server.ask("PUT", f"/api/rules/{name}", body, token)
     assert answer.status == status, answer.body
     assert asked.server.ask("GET", "/api/rules/warm").status == 404
+
+
+def test_the_rule_of_the_docs_is_taken(asked: Asked) -> None:
+    page = (ROOT / "docs/alerts.md").read_text(encoding="utf-8")
+    (body,) = re.findall(r"curl -X PUT \S+/api/rules/too-much-power .*?-d '(.*?)'", page, re.DOTALL)
+    assert asked.server.ask("PUT", "/api/rules/docs", json.loads(body), asked.admin).status == 204
+    assert asked.server.ask("GET", "/api/rules/docs").json["settings"]["limit"] == 690
+    assert asked.server.ask("DELETE", "/api/rules/docs", None, asked.admin).status == 204
+
+
+def test_settings_beside_the_kind_are_told_where_they_go(asked: Asked) -> None:
+    flat = {"kind": "threshold", "metric": "power_usage", "limit": 690, "severity": "awful"}
+    answer = asked.server.ask("PUT", "/api/rules/warm", flat, asked.admin)
+    assert answer.status == 422
+    reasons = {one["field"]: one["reason"] for one in answer.json["errors"]}
+    assert set(reasons) == {"body.metric", "body.limit", "body.severity"}
+    assert reasons["body.metric"].endswith("the settings of a kind go under settings")
+    assert "'warning'" in reasons["body.severity"]
+    flat = {"kind": "slack", "settings": {}, "url": "https://hooks.example/secret"}
+    answer = asked.server.ask("PUT", "/api/channels/chat", flat, asked.admin)
+    assert answer.status == 422
+    assert "go under settings" in answer.json["detail"]
+    assert b"secret" not in answer.body
 
 
 def test_a_built_in_rule_is_switched_off_not_removed(asked: Asked) -> None:

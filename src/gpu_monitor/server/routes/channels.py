@@ -16,7 +16,7 @@ from gpu_monitor.server.answers import answer, invalid, json_answer, missing
 from gpu_monitor.server.auth.audit import record
 from gpu_monitor.server.auth.gate import client_address
 from gpu_monitor.server.auth.principal import Principal, require
-from gpu_monitor.server.explain import by_kind, refuse_faults, settings_schema
+from gpu_monitor.server.explain import OfAKind, by_kind, refuse_faults, settings_schema
 from gpu_monitor.server.notify.address import Refused, refuse_literal
 from gpu_monitor.server.notify.channels import Channel, all_channels
 from gpu_monitor.server.notify.client import Client
@@ -65,7 +65,7 @@ class ChannelPage(msgspec.Struct, frozen=True):
     next: None = None
 
 
-class WantedChannel(BaseModel, extra="forbid"):
+class WantedChannel(OfAKind):
     """A channel to be made or replaced, with its secrets. `settings` are the kind's."""
 
     kind: str = Field(json_schema_extra={"enum": list(_KINDS)})

@@ -18,7 +18,7 @@ from gpu_monitor.server.auth.audit import record
 from gpu_monitor.server.auth.contracts import contract_numbers
 from gpu_monitor.server.auth.gate import client_address
 from gpu_monitor.server.auth.principal import Principal
-from gpu_monitor.server.explain import by_kind, refuse_faults, settings_schema
+from gpu_monitor.server.explain import OfAKind, by_kind, refuse_faults, settings_schema
 from gpu_monitor.server.openapi import answers
 from gpu_monitor.server.parameters import Reader, State, refuse_unknown
 from gpu_monitor.server.problems import Problem
@@ -56,7 +56,7 @@ class RulePage(msgspec.Struct, frozen=True):
     next: None = None
 
 
-class WantedRule(BaseModel, extra="forbid"):
+class WantedRule(OfAKind):
     """A rule as it is to be. `settings` that are left out have their defaults; null takes an advice away."""
 
     kind: str = Field(json_schema_extra={"enum": list(_KINDS)})
