@@ -7,6 +7,8 @@ import math
 import os
 import random
 import shutil
+import zlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +144,115 @@ def test_a_damaged_index_is_made_again(tmp_path: Path, damage: str) -> None:
     again = StoredExperiment(tmp_path)
     assert again.history("m1").value == [row[1] for row in values]
     assert again.status == "completed"
+
+
+def talkative(folder: Path) -> Path:
+    """A log with something of each kind, and an index of several blocks that covers nearly all of it."""
+    recorder = recorder_in(folder)
+    for step in range(4_500):
+        recorder.log_points({"loss": 1.0 + step % 10, "accuracy": step / 7}, step)
+        if step % 1_500 == 700:
+            recorder.put(Note(recorder.at(), f"note {step}"))
+            recorder.put(Media(recorder.at(), step, "text", f"sample {step}", {"data": "words"}))
+            recorder.put(Text(recorder.at(), "stdout", f"line {step}\n"))
+            recorder.put(Capture(recorder.at(), {"git": {"commit": f"c{step}"}}))
+            recorder.put(Alert(recorder.at(), "warning", f"alert {step}", "words"))
+        if step % 1_500 == 1_499:
+            StoredExperiment(folder)
+    recorder.put(Status(recorder.at(), "completed", {}))
+    recorder.close(1)
+    return recorder.writer.path
+
+
+def answers_of(stored: StoredExperiment) -> dict[str, str]:
+    """All that an experiment answers, in an order in which each way to read is the first for something."""
+    return {
+        "notes": repr(stored.notes),
+        "coarse": repr(stored.thinned("loss", 1)),
+        "thinned": repr(stored.thinned("loss", 50, "time")),
+        "fine": repr(stored.thinned("accuracy", 130)),
+        "media": repr(stored.media),
+        "texts": repr(list(stored.texts())),
+        "facts": repr(stored.facts),
+        "alerts": repr(stored.alerts),
+        "history": repr(stored.history("accuracy")),
+        "count": repr(stored.count("loss")),
+        "steps": repr((stored.last_step, stored.points, stored.damaged, stored.status, stored.ended)),
+    }
+
+
+def test_no_bit_of_an_index_makes_another_answer(tmp_path: Path) -> None:
+    index = index_path(talkative(tmp_path))
+    expected = answers_of(StoredExperiment(tmp_path))
+    sound = index.read_bytes()
+    index.unlink()
+    # Where buckets begin and end depends on the blocks: an index that was made at once has other ones.
+    again = answers_of(StoredExperiment(tmp_path))
+    assert {word for word in expected if again[word] != expected[word]} <= {"thinned", "fine"}
+    numbers = random.Random(11)
+    rebuilt = 0
+    for _ in range(150):
+        place = numbers.randrange(len(sound))
+        flipped = bytearray(sound)
+        flipped[place] ^= 1 << numbers.randrange(8)
+        index.write_bytes(flipped)
+        found = answers_of(StoredExperiment(tmp_path))
+        wrong = {word for word in expected if found[word] not in (expected[word], again[word])}
+        assert wrong == set(), f"at byte {place}"
+        rebuilt += index.read_bytes() != flipped
+    assert rebuilt > 30
+
+
+def test_a_flipped_bit_in_any_level_is_seen_and_the_index_made_again(tmp_path: Path) -> None:
+    index = index_path(talkative(tmp_path))
+    (segment,) = StoredExperiment(tmp_path).segments
+    assert segment._index is not None
+    block = segment._index.directory.blocks[0]
+    table = segment._index.table(block)
+    piece = table.pieces[segment.summary.names.index("loss")]
+    axis = table.axes[piece.axis]
+    expected = StoredExperiment(tmp_path).thinned("loss", 1)
+    assert (expected.min[-1], expected.max[-1], expected.value[-1]) == (1.0, 10.0, 10.0)
+    sound = index.read_bytes()
+    tops = [piece.offset + piece.length - one for one in range(1, 25)]
+    for place in [*tops, *(axis.offset + axis.length - one for one in range(1, 17))]:
+        flipped = bytearray(sound)
+        flipped[place] ^= 0x10
+        index.write_bytes(flipped)
+        assert StoredExperiment(tmp_path).thinned("loss", 1) == expected, place
+        assert index.read_bytes() != flipped, place
+
+
+def test_a_damaged_index_that_is_not_ours_to_write_is_read_past_and_left(tmp_path: Path) -> None:
+    log = talkative(tmp_path)
+    StoredExperiment(tmp_path)
+    index = index_path(log)
+    flipped = bytearray(index.read_bytes())
+    index.unlink()
+    expected = answers_of(StoredExperiment(tmp_path, [StoredSegment(log, may_write=False)]))
+    index.write_bytes(flipped)
+    segment = StoredSegment(log, may_write=False)
+    assert segment._index is not None
+    flipped[segment._index.directory.blocks[-1].offset + 3] ^= 1  # in a table
+    index.write_bytes(flipped)
+    stored = StoredExperiment(tmp_path, [StoredSegment(log, may_write=False)])
+    assert answers_of(stored) == expected
+    assert index.read_bytes() == flipped
+
+
+def test_an_index_of_an_older_format_is_made_again(tmp_path: Path) -> None:
+    log, values = filled(tmp_path, 5_000)
+    StoredExperiment(tmp_path)
+    index = index_path(log)
+    held = bytearray(index.read_bytes())
+    for slot in (0, 64):
+        # Version 1, with the slot's own check right: magic, generation, offset, length, check, own check.
+        if held[slot : slot + 4] == b"GMIX":
+            held[slot + 4] = 1
+            held[slot + 36 : slot + 40] = zlib.crc32(held[slot : slot + 36]).to_bytes(4, "little")
+    index.write_bytes(held)
+    assert StoredExperiment(tmp_path).thinned("m0", 1).value == [values[-1][0]]
+    assert index.read_bytes() != held
 
 
 def test_an_index_without_right_to_write_it_is_read_past(tmp_path: Path) -> None:
@@ -426,6 +537,13 @@ def test_any_columns_come_back_from_their_bytes(rows: list[tuple[int, int, float
         assert (low, high) == (min(finite), max(finite)) if finite else math.isnan(low) and math.isnan(high)
     with pytest.raises(DamagedIndex):
         unpack_values(piece, more[:-1] + bytes([more[-1] ^ 1]))
+    for damaged in (data[:-1] + bytes([data[-1] ^ 1]) + more, data + more[:-1] + bytes([more[-1] ^ 1])):
+        with pytest.raises(DamagedIndex):
+            level_of(axis, piece, partial(_slice, damaged), len(piece.level_checks) - 1)
+
+
+def _slice(data: bytes, offset: int, length: int) -> bytes:
+    return data[offset - 1_000 : offset - 1_000 + length]
 
 
 def test_reading_leaves_no_file_open(tmp_path: Path) -> None:

@@ -4,7 +4,8 @@
 The file grows only: blocks of columns, each followed, at the end of the file, by a directory of all that count; then
 one of two slots at its begin is set to the newest directory. Whoever reads takes the newer slot whose check is right,
 so a writer that dies half way leaves the one before. One process at a time writes (flock); a file that is out of
-place, or mostly dead weight, is replaced whole by a rename.
+place, or mostly dead weight, is replaced whole by a rename. Everything has a check of its own, which is held against
+the bytes whenever they are read: the slots, the directory, each table, each piece, and each level of a piece.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ from gpu_monitor.training.scan import Axis, Batch, Column, Summary
 if sys.platform != "win32":
     import fcntl
 
-_MAGIC = b"GMIX\x01\x00\x00\x00"
+_MAGIC = b"GMIX\x02\x00\x00\x00"
+"""With the version of the format: an index of another one is none, and is made again."""
 _SLOT = struct.Struct("<8sQQQII")
 _SLOT_BYTES = 64
 _SEAL_BYTES = 64

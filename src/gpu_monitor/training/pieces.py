@@ -25,7 +25,8 @@ class DamagedIndex(Exception):
 
 class AxisPiece(msgspec.Struct, array_like=True):
     """Where an axis lies in an index. `stride` None: the steps are written out; else they begin at `step` and grow by
-    it. `at_wide`: whether times take 8 bytes, and not 4 above `at`."""
+    it. `at_wide`: whether times take 8 bytes, and not 4 above `at`. `check`: the CRC-32 of all of it; `level_checks`:
+    of each level alone, the lowest first."""
 
     offset: int
     length: int
@@ -35,16 +36,18 @@ class AxisPiece(msgspec.Struct, array_like=True):
     stride: int | None
     at: int
     at_wide: bool
+    level_checks: list[int]
 
 
 class Piece(msgspec.Struct, array_like=True):
-    """Where the values of a series lie in an index, and the number of its axis in the same table."""
+    """Where the values of a series lie in an index, and the number of its axis in the same table. Checks as above."""
 
     offset: int
     length: int
     check: int
     count: int
     axis: int
+    level_checks: list[int]
 
 
 class Level(msgspec.Struct):
@@ -74,37 +77,37 @@ def pack_axis(axis: Axis, offset: int) -> tuple[AxisPiece, bytes]:
     away = axis.base if is_wide else axis.base - low
     times = axis.ats if away == 0 else [at + away for at in axis.ats]
     parts.append(array("q" if is_wide else _FOUR, times))
+    levels = []
     for width in _widths(count):
         ends = _ends(count, width)
-        parts += [
-            array("q", [axis.steps[end] for end in ends]),
-            array("q", [axis.ats[end] + axis.base for end in ends]),
-        ]
-    data = b"".join(_bytes(part) for part in parts)
-    first = axis.steps[0]
-    return AxisPiece(
-        offset, len(data), zlib.crc32(data), count, first, stride, 0 if is_wide else low, is_wide
-    ), data
+        steps = array("q", [axis.steps[end] for end in ends])
+        levels.append(_bytes(steps) + _bytes(array("q", [axis.ats[end] + axis.base for end in ends])))
+    data = b"".join([*map(_bytes, parts), *levels])
+    first, at = axis.steps[0], 0 if is_wide else low
+    checks = [zlib.crc32(level) for level in levels]
+    return AxisPiece(offset, len(data), zlib.crc32(data), count, first, stride, at, is_wide, checks), data
 
 
 def pack_values(values: Sequence[float], offset: int, axis: int) -> tuple[Piece, bytes]:
     """Values for the place `offset` in an index, and their bytes: all, then last, least and greatest at each level."""
     count = len(values)
-    parts: list[array[Any]] = [values if isinstance(values, array) else array("d", values)]
-    least: Sequence[float] = parts[0]
-    most: Sequence[float] = parts[0]
+    points = values if isinstance(values, array) else array("d", values)
+    levels = []
+    least: Sequence[float] = points
+    most: Sequence[float] = points
     group = FIRST
     for width in _widths(count):
         if group == FIRST:
-            least, most = _extremes_of(parts[0], FIRST)
+            least, most = _extremes_of(points, FIRST)
         else:
             least = _extremes_of(least, WIDER)[0]
             most = _extremes_of(most, WIDER)[1]
         group = WIDER
         last = array("d", [values[end] for end in _ends(count, width)])
-        parts += [last, array("d", least), array("d", most)]
-    data = b"".join(_bytes(part) for part in parts)
-    return Piece(offset, len(data), zlib.crc32(data), count, axis), data
+        levels.append(b"".join(map(_bytes, (last, array("d", least), array("d", most)))))
+    data = b"".join([_bytes(points), *levels])
+    checks = [zlib.crc32(level) for level in levels]
+    return Piece(offset, len(data), zlib.crc32(data), count, axis, checks), data
 
 
 def unpack_axis(piece: AxisPiece, data: bytes) -> Axis:
@@ -126,7 +129,10 @@ def unpack_values(piece: Piece, data: bytes) -> array[float]:
 
 
 def level_of(axis: AxisPiece, piece: Piece, read: Callable[[int, int], bytes], height: int) -> Level | None:
-    """Level `height` (0 the lowest) of a series; None where it has none so high. `read(offset, length)`."""
+    """Level `height` (0 the lowest) of a series; None where it has none so high. `read(offset, length)`.
+
+    DamagedIndex where the bytes are not those that were packed.
+    """
     count = piece.count
     widths = _widths(count)
     if height >= len(widths):
@@ -134,8 +140,12 @@ def level_of(axis: AxisPiece, piece: Piece, read: Callable[[int, int], bytes], h
     sizes = [len(_ends(count, width)) for width in widths]
     before, size, width = sum(sizes[:height]), sizes[height], widths[height]
     base = count * ((0 if axis.stride is not None else 8) + (8 if axis.at_wide else 4))
-    steps, ats = _taken("qq", read(axis.offset + base + before * 16, size * 16), size)
-    values, least, most = _taken("ddd", read(piece.offset + count * 8 + before * 24, size * 24), size)
+    places = read(axis.offset + base + before * 16, size * 16)
+    figures = read(piece.offset + count * 8 + before * 24, size * 24)
+    if zlib.crc32(places) != axis.level_checks[height] or zlib.crc32(figures) != piece.level_checks[height]:
+        raise DamagedIndex("a level is damaged")
+    steps, ats = _taken("qq", places, size)
+    values, least, most = _taken("ddd", figures, size)
     return Level(width, count, steps, ats, 0, values, least, most)
 
 

@@ -57,6 +57,8 @@ class StoredSegment:
         self.changed = 0.0
         """When the log was last written to, UTC epoch seconds."""
         self._may_write = may_write
+        self._may_read_index = True
+        """False: the one that lies there is damaged, and not this user's to replace."""
         self._index: indexing.Index | None = None
         self._tail = Batch(0, 0)
         self.refresh()
@@ -88,6 +90,8 @@ class StoredSegment:
             os.close(file)
 
     def _begin(self, file: int, size: int) -> None:
+        if not self._may_read_index:
+            return
         self._index = indexing.open_index(self.log, file, size)
         if self._index is not None:
             directory = self._index.directory
@@ -187,9 +191,14 @@ class StoredSegment:
             os.close(file)
 
     def forget_index(self) -> None:
-        """Read the log itself from here on: the index turned out to be damaged."""
+        """Read the log itself, for the index turned out to be damaged; it is made again where this user may."""
         self._index, self._tail, self.summary = None, Batch(0, 0), Summary()
-        indexing.index_path(self.log).unlink(missing_ok=True)
+        try:
+            if self._may_write:
+                indexing.index_path(self.log).unlink(missing_ok=True)
+        except OSError:
+            self._may_write = False
+        self._may_read_index = self._may_write
         self.refresh()
 
 
@@ -339,6 +348,9 @@ class StoredExperiment:
                 yield found
 
     def _timed(self, kind: str, of: type[_Kind]) -> list[Timed]:
+        return self._sound(lambda: self._read_timed(kind, of))
+
+    def _read_timed(self, kind: str, of: type[_Kind]) -> list[Timed]:
         found = [
             Timed(one.started + record.at / 1000, record)
             for one in self.segments
