@@ -37,6 +37,7 @@ HOMES = {
     "lightning": ["gpu_monitor.training.frameworks"],
     "pynvml": ["gpu_monitor.sources.gpu.nvml"],
     "pydantic": ["gpu_monitor.server.routes"],
+    "pydantic_core": ["gpu_monitor.server.routes"],
     "safetensors": ["gpu_monitor.training.states"],
     "torch": ["gpu_monitor.training.states", "gpu_monitor.training.frameworks"],
     "transformers": ["gpu_monitor.training.frameworks"],

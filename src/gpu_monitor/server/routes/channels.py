@@ -16,7 +16,7 @@ from gpu_monitor.server.answers import answer, invalid, json_answer, missing
 from gpu_monitor.server.auth.audit import record
 from gpu_monitor.server.auth.gate import client_address
 from gpu_monitor.server.auth.principal import Principal, require
-from gpu_monitor.server.explain import OfAKind, by_kind, refuse_faults, settings_schema
+from gpu_monitor.server.explain import by_kind, refuse_faults, settings_schema
 from gpu_monitor.server.notify.address import Refused, refuse_literal
 from gpu_monitor.server.notify.channels import Channel, all_channels
 from gpu_monitor.server.notify.client import Client
@@ -26,6 +26,7 @@ from gpu_monitor.server.notify.send import send
 from gpu_monitor.server.openapi import answers
 from gpu_monitor.server.parameters import Cursor, Format, Limit, State, Text, refuse_unknown
 from gpu_monitor.server.problems import Problem
+from gpu_monitor.server.routes.kind_body import OfAKind
 from gpu_monitor.server.state import ServerState
 from gpu_monitor.server.store.alerts import new_id
 from gpu_monitor.server.store.deliveries import (

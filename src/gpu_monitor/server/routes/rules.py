@@ -18,11 +18,12 @@ from gpu_monitor.server.auth.audit import record
 from gpu_monitor.server.auth.contracts import contract_numbers
 from gpu_monitor.server.auth.gate import client_address
 from gpu_monitor.server.auth.principal import Principal
-from gpu_monitor.server.explain import OfAKind, by_kind, refuse_faults, settings_schema
+from gpu_monitor.server.explain import by_kind, refuse_faults, settings_schema
 from gpu_monitor.server.openapi import answers
 from gpu_monitor.server.parameters import Reader, State, refuse_unknown
 from gpu_monitor.server.problems import Problem
 from gpu_monitor.server.routes.changing import Somebody, contract_id
+from gpu_monitor.server.routes.kind_body import OfAKind
 from gpu_monitor.server.store.alerts import delete_rule, find_rule, list_rules, put_rule
 from gpu_monitor.server.store.values import stamp
 
