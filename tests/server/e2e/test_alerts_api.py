@@ -208,6 +208,16 @@ def test_silences_are_made_listed_and_ended(asked: Asked) -> None:
     assert ask("DELETE", f"/api/silences/{name}", None, asked.admin).status == 404
 
 
+def test_a_silence_may_be_about_an_experiment_and_a_refusal_says_so(asked: Asked) -> None:
+    ask = asked.server.ask
+    wrong = ask("POST", "/api/silences", {"subject": "resnet", "seconds": 60}, asked.admin)
+    assert wrong.status == 422
+    assert "experiment/ and an experiment's id" in wrong.json["errors"][0]["reason"]
+    made = ask("POST", "/api/silences", {"subject": "experiment/run-1", "seconds": 60}, asked.admin)
+    assert (made.status, made.json["subject"]) == (201, "experiment/run-1")
+    assert ask("DELETE", f"/api/silences/{made.json['id']}", None, asked.admin).status == 204
+
+
 def put(asked: Asked, name: str, kind: str, **settings: object) -> int:
     body = {"kind": kind, "settings": settings}
     return asked.server.ask("PUT", f"/api/channels/{name}", body, asked.admin).status
@@ -315,7 +325,8 @@ def test_every_fault_of_a_silence_is_said_with_the_choices(asked: Asked) -> None
     assert set(found) == {"rule", "subject", "contract_number", "start", "end"}
     assert found["rule"].startswith("one of ")
     assert found["rule"].endswith("; did you mean node-silent?")
-    assert found["subject"] == "a node's id, an id with / and a GPU's uid, or server"
+    subjects = "a node's id, an id with / and a GPU's uid, experiment/ and an experiment's id, or server"
+    assert found["subject"] == subjects
     assert found["contract_number"] == "no node reports under it"
     assert found["start"].startswith("not a time: 'soon'; write 2024-03-20T14:00:00Z")
     assert found["end"] == "missing; end or seconds says when it ends"

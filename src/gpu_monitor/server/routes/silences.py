@@ -37,6 +37,7 @@ from gpu_monitor.server.store.values import stamp
 
 router = APIRouter(prefix="/api/silences", tags=["watching"], dependencies=[Depends(refuse_unknown)])
 _NODE_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_SUBJECTS = "a node's id, an id with / and a GPU's uid, experiment/ and an experiment's id, or server"
 _LONGEST = 366 * 86_400.0
 _MOST = 1000
 Line = Annotated[str | None, Field(min_length=1, max_length=500, pattern=r"^[^\x00-\x1f]+$")]
@@ -67,7 +68,7 @@ class WantedSilence(BaseModel, extra="forbid"):
     """A silence to be made; it begins now unless it says when. What is left out is every one."""
 
     rule: Line = None
-    subject: Line = None
+    subject: Line = Field(None, description=_SUBJECTS)
     contract_number: Annotated[str | None, Field(min_length=1, max_length=100)] = None
     start: Annotated[str | None, Field(max_length=40)] = None
     end: Annotated[str | None, Field(max_length=40)] = None
@@ -168,7 +169,7 @@ def _faults_of_what(connection: Connection, who: Principal, wanted: WantedSilenc
     if not is_run and wanted.subject not in (None, "server") and not _NODE_ID.fullmatch(node):
         ids = node_ids(connection, who, node)
         hint = f"; {node} is {' and '.join(ids)}" if ids else ""
-        wrong.append(fault("subject", f"a node's id, an id with / and a GPU's uid, or server{hint}"))
+        wrong.append(fault("subject", f"{_SUBJECTS}{hint}"))
     return wrong
 
 
