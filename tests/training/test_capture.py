@@ -16,7 +16,8 @@ import pytest
 from gpu_monitor.training.capture import cuda_facts, slurm_facts
 from gpu_monitor.training.capture_child import find_packages
 from gpu_monitor.training.topics import TOPICS, UnknownTopics, wanted_topics
-from tests.training.recorded import facts, media, only
+from gpu_monitor.wire.training import Header
+from tests.training.recorded import facts, media, only, records
 
 
 def run(tmp_path: Path, *arguments: str, capture: object = True, **environment: str) -> Path:
@@ -58,6 +59,29 @@ def test_everything_at_once(tmp_path: Path) -> None:
     assert {"msgspec", "pytest"} <= set(found["packages"])
     assert "driver" in found["cuda"]
     assert "abc" not in "".join(path.read_text() for path in folder.glob("*.log"))
+
+
+@pytest.mark.skipif(shutil.which("id") is None, reason="there is no id(1) here")
+def test_the_user_is_known_without_the_environment_too(tmp_path: Path) -> None:
+    """Everywhere as in the header: a container sets none of the variables."""
+    code = """if True:
+        import gpu_monitor
+        with gpu_monitor.TrainingMonitor("t", directory="e", server=""):
+            print(gpu_monitor.get_system_info()["user"])
+    """
+    bare = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("USER", "LOGNAME", "LNAME", "USERNAME")
+    }
+    told = subprocess.check_output(
+        [sys.executable, "-c", code], env=bare, cwd=tmp_path, text=True, timeout=60
+    )
+    mine = subprocess.check_output(["id", "-un"], text=True).strip()
+    folder = only(tmp_path / "e")
+    header = records(folder)[0]
+    assert isinstance(header, Header)
+    assert (told.strip(), facts(folder)["host"]["user"], header.about.writer.user) == (mine, mine, mine)
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")

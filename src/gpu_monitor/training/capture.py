@@ -16,7 +16,7 @@ from gpu_monitor.core.clock import process_seconds
 from gpu_monitor.sources.child import Child, Ended, SystemLauncher, module_paths
 from gpu_monitor.training.arrays import loaded
 from gpu_monitor.training.border import ForeignError, call_foreign
-from gpu_monitor.training.identity import find_local_rank
+from gpu_monitor.training.identity import find_local_rank, user_name
 from gpu_monitor.training.masking import mask_arguments, mask_text
 from gpu_monitor.training.parts import Options
 from gpu_monitor.training.recorder import Recorder
@@ -193,7 +193,7 @@ def host_facts() -> dict[str, Any]:
     """Which machine this is, and as whom the process runs."""
     return {
         "host": platform.node() or None,
-        "user": environment("USER") or environment("LOGNAME") or environment("USERNAME"),
+        "user": user_name(),
         "uid": os.getuid() if hasattr(os, "getuid") else None,
         "system": platform.platform(terse=True),
         "machine": platform.machine(),

@@ -62,7 +62,7 @@ def find_writer() -> Writer:
     return Writer(
         host=host_name(),
         pid=os.getpid(),
-        user=_user(),
+        user=user_name(),
         boot_id=process.boot_id,
         start_ticks=process.start_ticks,
         ns_pid=process.ns_pid,
@@ -164,8 +164,11 @@ def _number(names: tuple[str, ...]) -> int | None:
     return None
 
 
-def _user() -> str | None:
-    """The user's name; the environment first, for a user database may be a slow server."""
+def user_name() -> str | None:
+    """The name of the user as whom this process runs, its number where that has no name; None where neither is known.
+
+    The environment is asked first, for a user database may be a slow server.
+    """
     for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
         if found := environment(name):
             return found
