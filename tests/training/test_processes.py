@@ -256,17 +256,21 @@ def test_a_killed_training_is_resumed_to_its_end(tmp_path: Path) -> None:
     code = """
         words = sys.argv[1:]
         monitor = TrainingMonitor("again", "project", {quiet}, resume=words[0] if words else None, params={"part": len(words)})
+        print(monitor.last_step, flush=True)
         for _ in range(10):
             monitor.log_metrics({"loss": 1.0})
+        print(monitor.last_step, flush=True)
         if not words:
             os.kill(os.getpid(), signal.SIGKILL)
         """
-    assert run(code, tmp_path).returncode == -signal.SIGKILL
+    killed = run(code, tmp_path)
+    assert (killed.returncode, killed.stdout.split()) == (-signal.SIGKILL, ["None", "9"])
     directory = tmp_path / "experiments"
     crashed = open_experiment(directory, "again")
     assert (crashed.status, crashed.last_step) == ("crashed", 9)
     done = run(code, tmp_path, crashed.id)
     assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["9", "19"]
     stored = open_experiment(directory, "again")
     assert (stored.id, stored.status, stored.last_step) == (crashed.id, "completed", 19)
     assert stored.history("loss").step == list(range(20))

@@ -89,6 +89,11 @@ class TrainingMonitor:
         """The directory that the experiment lies in."""
         return self._settings.directory
 
+    @property
+    def last_step(self) -> int | None:
+        """The last step that was logged, of a resumed experiment also before it: where a loop goes on. None: none is known."""
+        return self.recorder.step()
+
     # What a training says.
 
     def log_metrics(self, metrics: Mapping[str, object], step: int | None = None) -> None:
