@@ -17,6 +17,7 @@ from gpu_monitor.config.server import load_server
 from gpu_monitor.core.clock import SystemClock
 from gpu_monitor.core.errors import EXIT_DONE, EXIT_FAILED, UsageError
 from gpu_monitor.server.store.backup import (
+    Copy,
     Progress,
     back_up,
     missing_after,
@@ -85,10 +86,10 @@ def _backup(args: argparse.Namespace) -> int:
             aside = args.files.expanduser().absolute()
             copied = copy_files(store.read, folder, aside, lambda done, total: progress("files", done, total))
     if args.json:
-        found = {"file": str(copy.path), "bytes": copy.size, "receipts": copy.receipts, "rows": copy.rows}
+        found = {"file": str(copy.path), "bytes": copy.size, **_counts(copy)}
         print(json_text({**found, "files": named.count, "files_copied": copied and copied.count}))
         return EXIT_DONE
-    print(f"{copy.path}: {copy.size} bytes, {copy.receipts} reports with {copy.rows} rows, verified")
+    print(f"{copy.path}: {copy.size} bytes, {_contents(copy)}, verified")
     if copied is not None:
         print(f"{args.files}: {named.count} files of experiments, {copied.count} of them new, verified")
     elif named.count:
@@ -115,10 +116,10 @@ def _restore(args: argparse.Namespace) -> int:
     folder = settings.directory / settings.blobs_directory
     missing = missing_after(url, folder)
     if args.json:
-        found = {"database": shown(url), "receipts": report.receipts, "rows": report.rows}
+        found = {"database": shown(url), **_counts(report)}
         print(json_text({**found, "kept": None if kept is None else str(kept), "files_missing": missing}))
         return EXIT_DONE
-    print(f"{shown(url)}: {report.receipts} reports with {report.rows} rows are back")
+    print(f"{shown(url)}: {_contents(report)} are back")
     if kept is not None:
         print(f"what was there before is kept in {kept}")
     if missing:
@@ -145,9 +146,20 @@ def _check(args: argparse.Namespace) -> int:
 
 def _as_json(name: str, report: CheckReport, files: int) -> dict[str, object]:
     differences = [{**asdict(found), "period": found.period} for found in report.differences]
-    counts = {"receipts": report.receipts, "rows": report.rows, "segments": report.segments, "files": files}
-    counts["differences"] = report.count
+    counts = {**_counts(report), "files": files, "differences": report.count}
     return {"database": name, "ok": not report.count, **counts, "differs": differences}
+
+
+def _counts(of: Copy | CheckReport) -> dict[str, object]:
+    return {"receipts": of.receipts, "rows": of.rows, "experiments": of.experiments, "segments": of.segments}
+
+
+def _contents(of: Copy | CheckReport) -> str:
+    """How much there is, in words; experiments only where there are some."""
+    reports = f"{of.receipts} reports with {of.rows} rows"
+    if not of.experiments and not of.segments:
+        return reports
+    return f"{reports}, {of.experiments} experiments with {of.segments} segments"
 
 
 def _print(name: str, report: CheckReport, files: int, stream: TextIO) -> None:
@@ -157,8 +169,8 @@ def _print(name: str, report: CheckReport, files: int, stream: TextIO) -> None:
     if report.count > _SHOWN:
         print(f"... and {report.count - _SHOWN} more (--json lists up to 1000)", file=stream)
     verdict = f"{report.count} DIFFERENCES" if report.count else "all as it was written"
-    runs = f", {report.segments} segments of experiments, {files} files" if report.segments or files else ""
-    print(f"{name}: {report.receipts} reports with {report.rows} rows{runs}: {verdict}", file=stream)
+    more = f", {files} files" if report.segments or files else ""
+    print(f"{name}: {_contents(report)}{more}: {verdict}", file=stream)
 
 
 def _progress(stream: TextIO) -> Progress:

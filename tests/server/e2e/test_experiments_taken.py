@@ -359,7 +359,9 @@ def test_backup_check_and_files(tmp_path: Path) -> None:
         server.ask("PUT", f"/api/blobs/{sha256}?offset=0", data, token)
         put(server, token, BEGIN + record)
         checked = server.command("server", "check")
-        assert "1 segments of experiments, 1 files: all as it was written" in checked.stdout, checked.stdout
+        assert "1 experiments with 1 segments, 1 files: all as it was written" in checked.stdout, (
+            checked.stdout
+        )
         made = server.command("server", "backup", str(tmp_path / "a.backup"))
         assert "not in it: 1 files of experiments" in made.stdout, made.stdout + made.stderr
         beside = ("--files", str(tmp_path / "files"))

@@ -16,6 +16,7 @@ from gpu_monitor.server.store.schema import events
 from tests.e2e.program import ask
 from tests.e2e.terminal import answered
 from tests.server.receipts import Fleet
+from tests.server.runs import Segment, write_segment
 
 UUID = "3f2504e0-4f89-41d3-9a0c-0305e82c3301"
 HOUR = int(SystemClock().now()) // 3600 - 5  # the program looks at what is no older than a year
@@ -64,6 +65,28 @@ def test_a_copy_and_the_way_back(filled: Store, database: str, tmp_path: Path) -
     assert (back.returncode, back.stderr) == (0, "")
     assert (json.loads(back.stdout)["receipts"], json.loads(back.stdout)["rows"]) == (2, 12)
     assert ask(tmp_path, "server", "check", DATABASE_URL=database).returncode == 0
+
+
+def test_a_copy_of_experiments_alone_says_that_it_holds_them(
+    store: Store, database: str, tmp_path: Path
+) -> None:
+    if store.dialect == "postgresql" and shutil.which("pg_dump") is None:
+        pytest.skip("there is no pg_dump on the path")
+    now = SystemClock().now()
+    for number in (1, 2):
+        write_segment(
+            store, "100", Segment(f"run-{number}", "net", "vision", now - 60).log(1, 0, loss=0.5), now
+        )
+    again = Segment("run-2", "net", "vision", now - 30, segment="seg-00000002", resumed=True)
+    write_segment(store, "100", again, now)
+    made = ask(tmp_path, "server", "backup", "runs.backup", DATABASE_URL=database)
+    held = "0 reports with 0 rows, 2 experiments with 3 segments"
+    assert (made.returncode, made.stdout.endswith(f" bytes, {held}, verified\n")) == (0, True), made.stdout
+    store.close()
+    back = ask(tmp_path, "server", "restore", "runs.backup", "--yes", DATABASE_URL=database)
+    assert (back.returncode, f": {held} are back\n" in back.stdout) == (0, True), back
+    told = json.loads(ask(tmp_path, "server", "check", "--json", DATABASE_URL=database).stdout)
+    assert (told["ok"], told["experiments"], told["segments"]) == (True, 2, 3)
 
 
 def test_nothing_is_restored_under_a_server(filled: Store, database: str, tmp_path: Path) -> None:

@@ -47,6 +47,8 @@ class Copy:
     size: int
     receipts: int
     rows: int
+    experiments: int
+    segments: int
 
 
 def back_up(store: Store, target: Path, clock: Clock, progress: Progress) -> Copy:
@@ -69,7 +71,8 @@ def back_up(store: Store, target: Path, clock: Clock, progress: Progress) -> Cop
             _sync(target.parent)
         finally:
             part.unlink(missing_ok=True)
-    return Copy(target, target.stat().st_size, report.receipts, report.rows)
+    size = target.stat().st_size
+    return Copy(target, size, report.receipts, report.rows, report.experiments, report.segments)
 
 
 def _refuse_different(report: CheckReport, name: str) -> None:

@@ -27,6 +27,7 @@ from gpu_monitor.server.store.schema import (
     processes,
     receipts,
 )
+from gpu_monitor.server.store.schema_experiments import experiments
 
 Read = Callable[[], AbstractContextManager[Connection]]
 Progress = Callable[[int, int], None]
@@ -62,6 +63,7 @@ class CheckReport:
 
     receipts: int = 0
     rows: int = 0
+    experiments: int = 0
     segments: int = 0
     count: int = 0
     differences: list[Difference] = field(default_factory=list)
@@ -103,6 +105,8 @@ def check(read: Read, clock: Clock, progress: Progress | None = None) -> CheckRe
     with read() as connection:
         connection.execute(select(receipts.c.id).limit(1)).first()
         report.add(_without_receipt(connection, oldest_hour(clock.now())))
+        held = select(func.count()).select_from(experiments).where(experiments.c.removed.is_(None))
+        report.experiments = connection.execute(held).scalar_one()
     for fault in segment_faults(read):
         report.segments += 1
         if fault is not None:
