@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 
 import pytest
 
@@ -16,12 +17,17 @@ sys.dont_write_bytecode = False
 
 _GUARD = pytest.StashKey[Guard]()
 _LEFT = pytest.StashKey[dict[int, str]]()
+_HOME = pytest.StashKey[tempfile.TemporaryDirectory[str]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Mark all that is started from here on; a worker has its run's mark already."""
+    """Mark all that is started from here on, and give it a home of its own; a worker has its run's already."""
     if MARK not in os.environ:
         config.stash[_GUARD] = Guard()
+        config.stash[_HOME] = home = tempfile.TemporaryDirectory(
+            prefix="gpu_monitor-home-", ignore_cleanup_errors=True
+        )
+        os.environ["HOME"] = home.name
 
 
 @pytest.hookimpl(trylast=True)
@@ -47,3 +53,4 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     guard = config.stash.get(_GUARD, None)
     if guard is not None:
         guard.close()
+        config.stash[_HOME].cleanup()

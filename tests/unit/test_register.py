@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from gpu_monitor.config.load import environment
-from gpu_monitor.config.training import EXPERIMENT_ID, REGISTRY, TrainingSettings
+from gpu_monitor.config.training import EXPERIMENT_ID, REGISTRY, TrainingSettings, registries
 from gpu_monitor.sources.host.experiments import Asker, Registry
 from gpu_monitor.training.identity import find_process
 from gpu_monitor.training.parts import Options
@@ -128,14 +128,18 @@ def test_only_old_files_of_vanished_runs_are_tidied_away(runtime: Path, tmp_path
     for name, age in (("1-1.json", 8), ("2-1.json", 6), (mine, 8), ("notes.txt", 8)):
         (place / name).write_text("{}")
         os.utime(place / name, (NOW - age * 86400, NOW - age * 86400))
-    assert list(folders(NOW, tmp_path / "none"))[-1] == place
+    assert list(folders(NOW, tmp_path / "none"))[0] == place
     assert sorted(path.name for path in place.iterdir()) == sorted(["2-1.json", mine, "notes.txt"])
 
 
 def test_a_runtime_directory_of_somebody_else_is_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", "relative")
-    assert list(folders(NOW, tmp_path / "none")) == []
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "nowhere"))
-    assert list(folders(NOW, tmp_path / "none")) == []
+    state = tmp_path / "home/state"
+    monkeypatch.setenv("XDG_STATE_HOME", str(state))
+    for named in ("relative", str(tmp_path / "nowhere"), "/proc/1"):
+        monkeypatch.setenv("XDG_RUNTIME_DIR", named)
+        assert list(folders(NOW, tmp_path / "none"))[-1] == state / REGISTRY, "where a container has none"
+        assert not (tmp_path / "nowhere").exists()
+    assert stat.S_IMODE(state.stat().st_mode) == 0o700
+    assert str(state / REGISTRY) in registries(), "where an agent of the same user looks"

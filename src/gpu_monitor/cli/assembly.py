@@ -32,7 +32,7 @@ from gpu_monitor.cli.clocks import choose_clock
 from gpu_monitor.cli.sources import Chosen, choose_source, is_played
 from gpu_monitor.config.load import Loaded, read_token, service_environment
 from gpu_monitor.config.model import Settings
-from gpu_monitor.config.training import REGISTRY, SHARED_REGISTRY, base_address, runtime_directory
+from gpu_monitor.config.training import base_address, registries
 from gpu_monitor.core.buckets import PeriodPlan
 from gpu_monitor.core.clock import Clock
 from gpu_monitor.core.errors import ConfigError
@@ -45,7 +45,6 @@ from gpu_monitor.sinks.http import HttpSink
 from gpu_monitor.sinks.line import Peer, Target
 from gpu_monitor.sinks.live import HttpLiveSink
 from gpu_monitor.sinks.tokens import NodeTokens, token_path
-from gpu_monitor.sources.host.experiments import SHARED_FOLDER, USER_FOLDER
 from gpu_monitor.sources.host.kernel_log import KernelLog
 from gpu_monitor.sources.host.machine import boot_id, boot_time, machine_id
 from gpu_monitor.sources.host.processes import ProcessDirectory
@@ -223,9 +222,7 @@ def _name(settings: Settings) -> str:
 def _machine_readers(loaded: Loaded) -> tuple[HostSource | None, ProcessLookup | None]:
     collection = loaded.settings.collection
     host = open_host(str(loaded.store.parent)) if collection.host else None
-    own = runtime_directory()
-    places = (SHARED_FOLDER, USER_FOLDER, *([str(own / REGISTRY)] if own is not None else []))
-    return host, ProcessDirectory(mode=collection.processes, registries=places)
+    return host, ProcessDirectory(mode=collection.processes, registries=registries("{uid}"))
 
 
 def _xid_watch(settings: Settings, played: bool) -> XidWatch:
@@ -317,12 +314,6 @@ def _live(
     return Live(open_sink, origin, clock)
 
 
-def _registries() -> tuple[str, ...]:
-    """Where trainings register: the service's folder, and those of the users whose we may read."""
-    own = runtime_directory()
-    return (SHARED_REGISTRY, f"/run/user/*/{REGISTRY}", *([str(own / REGISTRY)] if own is not None else []))
-
-
 def _runs(
     args: argparse.Namespace,
     current: list[Loaded],
@@ -350,7 +341,7 @@ def _runs(
     def open_log() -> KernelLog | None:
         return KernelLog() if current[0].settings.collection.kernel_log else None
 
-    return RunWatch(_registries(), open_endings, open_server, lambda: node[0], open_log=open_log)
+    return RunWatch(registries(), open_endings, open_server, lambda: node[0], open_log=open_log)
 
 
 def settle(writer: Writer, store: Store, settings: Settings, clock: Clock) -> str:

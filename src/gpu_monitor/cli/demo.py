@@ -40,6 +40,8 @@ Everything lies in one folder, which goes at the end unless --directory names it
 Ctrl-C ends everything."""
 _USUAL_PORT = 8000
 _USUAL_GPUS = "4:h100"
+_PACE_OF_SIMULATED, _PACE_OF_TRAINING = 20, "0.08"
+"""Seconds: a training of 24 s is seen on its GPU once or twice."""
 _SPEED, _BACK = "7200", "-24h"
 """A simulated day in a quarter of a minute."""
 _FAULT = "gpu=1 at=+20h for=25m kind=lost"
@@ -110,7 +112,8 @@ class Demo:
             if url is None:
                 return EXIT_DONE  # asked to end before the server was ready
             self._start_agent(url)
-            self._start_training(url)
+            if self.simulated is None:
+                self._start_training(url)
             self._tell(url)
             return self._follow(url)
         except _EndedAlone as found:
@@ -142,7 +145,8 @@ class Demo:
         if self.simulated is None:
             collection = {"interval_seconds": 10, "reading_seconds": 5.0}
         else:
-            words += ["--simulate", self.simulated, "--speed", _SPEED]
+            words += ["--simulate", self.simulated, "--with-runs", "--speed", _SPEED]
+            collection["interval_seconds"] = _PACE_OF_SIMULATED
         if self.simulated is not None and is_first:
             words += ["--start", _BACK]
             words += ["--fault", _FAULT] if _count(self.simulated) > 1 else []
@@ -157,7 +161,8 @@ class Demo:
 
     def _start_training(self, url: str) -> None:
         more = {SERVER: url, DIRECTORY: str(self.folder / "experiments")}
-        self._launch(_TRAINING, [], "gpu_monitor.cli.demo_training", more)
+        pace = [] if self.simulated is None else [_PACE_OF_TRAINING]
+        self._launch(_TRAINING, pace, "gpu_monitor.cli.demo_training", more)
 
     def _launch(
         self, name: str, words: list[str], module: str = "gpu_monitor", own: Mapping[str, str] | None = None
@@ -198,6 +203,7 @@ class Demo:
             if news is None and self._has_arrived(url):
                 is_full = True
                 _say("a day of history is there")
+                self._start_training(url)  # now, so that it meets the GPUs, whose time has come up with ours
 
     def _has_arrived(self, url: str) -> bool:
         """Whether the server holds the hour that ended last."""

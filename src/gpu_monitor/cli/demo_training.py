@@ -1,12 +1,14 @@
 """The example training of `gpu_monitor demo`: a small network, in plain Python, learns to tell two moons apart, twice.
 
-Run as `python -m gpu_monitor.cli.demo_training`; where the experiments go is in the environment, as for any training.
+Run as `python -m gpu_monitor.cli.demo_training [SECONDS]` (the pause after each step); where the
+experiments go is in the environment, as for any training.
 """
 
 from __future__ import annotations
 
 import math
 import random
+import sys
 import threading
 from collections.abc import Sequence
 
@@ -66,20 +68,22 @@ class Network:
         return sum((self.answer(x, y)[1] > 0.5) == bool(side) for x, y, side in points) / len(points)
 
 
-def train(rate: float, pause: threading.Event) -> None:
-    """One run, recorded; `pause` set ends its pauses."""
+def train(rate: float, pause: threading.Event, pace: float) -> None:
+    """One run, recorded, with `pace` seconds after each step; `pause` set ends its pauses."""
     chance, clock = random.Random(7), SystemClock()
     points, held = moons(_POINTS, chance), moons(_POINTS, chance)
     network = Network(chance)
     params = {"learning_rate": rate, "hidden": _HIDDEN, "batch": _BATCH, "epochs": _EPOCHS, "points": _POINTS}
     with TrainingMonitor(NAME, PROJECT, params=params, tags={"data": "made"}) as monitor:
-        monitor.add_note("The example training of gpu_monitor demo: plain Python on the processor, no GPU.")
+        monitor.add_note(
+            "The example training of gpu_monitor demo: plain Python on the processor. A GPU beside it is simulated."
+        )
         step = 0
         for epoch in range(_EPOCHS):
             for start in range(0, _POINTS, _BATCH):
                 monitor.log_metrics({"loss": network.learn(points[start : start + _BATCH], rate)}, step=step)
                 step += 1
-                clock.wait(pause, clock.monotonic() + _PACE_SECONDS)
+                clock.wait(pause, clock.monotonic() + pace)
             monitor.log_metrics({"val_accuracy": network.accuracy(held), "epoch": epoch}, step=step - 1)
             monitor.log_histogram(
                 "weights", [weight for cell in network.inner for weight in cell], step=step - 1
@@ -87,12 +91,12 @@ def train(rate: float, pause: threading.Event) -> None:
         print(f"{NAME} with a learning rate of {rate}: {network.accuracy(held):.1%} right")
 
 
-def main() -> None:
-    """Both runs, one after the other."""
+def main(words: Sequence[str]) -> None:
+    """Both runs, one after the other. `words`: the pause after a step in seconds, or nothing."""
     pause = threading.Event()
     for rate in RATES:
-        train(rate, pause)
+        train(rate, pause, float(words[0]) if words else _PACE_SECONDS)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -155,6 +155,11 @@ def _add_agent_options(parser: argparse.ArgumentParser) -> None:
         metavar="N[:MODEL]",
         help="simulated GPUs, labelled as such (models: h100, l40s, rtx4090 ...)",
     )
+    add(
+        "--with-runs",
+        action="store_true",
+        help="trainings of this machine take the place of made-up jobs on simulated GPUs",
+    )
     add("--seed", type=int, default=0, metavar="S", help="which simulated world (default 0)")
     add(
         "--fault",

@@ -38,6 +38,10 @@ def check_source_flags(args: argparse.Namespace) -> None:
         raise UsageError("--simulate and --replay exclude each other", "Give one of them.")
     if args.fault and args.simulate is None:
         raise UsageError("--fault needs --simulate", "Real GPUs have faults of their own.")
+    if args.with_runs and args.simulate is None:
+        raise UsageError(
+            "--with-runs needs --simulate", "On real GPUs the driver says which processes there are."
+        )
     if is_played(args):
         _played().check_flags(args)
 
@@ -50,7 +54,7 @@ def choose_source(
     `start`: the agent's time now, for faults and replay. `known`: GPUs that earlier runs recorded here.
     """
     if is_played(args):
-        return Chosen(*_played().open_played(args, start))
+        return Chosen(*_played().open_played(args, loaded.settings, start))
     return open_machine(loaded, known)
 
 

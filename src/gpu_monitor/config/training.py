@@ -195,11 +195,24 @@ def _read(path: Path) -> str | None:
     return text if isinstance(whole, Mapping) and whole and set(whole) <= set(SECTIONS) else None
 
 
-def runtime_directory() -> Path | None:
-    """The user's own directory for what lasts as long as a login; None where the system has none."""
+def registries(user: str = "*") -> tuple[str, ...]:
+    """Where trainings register, for an agent: the service's folder, and those of the users whose we may read.
+
+    `user`: what stands for the number of a user, in folders of which there is one for each.
+    """
+    own = [str(place / REGISTRY) for place in own_directories()]
+    return (SHARED_REGISTRY, f"/run/user/{user}/{REGISTRY}", *own)
+
+
+def own_directories() -> tuple[Path, ...]:
+    """Where the user's own runs may register, in order; the last one, for state, is made where it is not there.
+
+    What lasts as long as a login comes first: `$XDG_RUNTIME_DIR`, which batch systems and cron do not set, and the usual
+    place. In a container there is neither.
+    """
     found = environment("XDG_RUNTIME_DIR")
-    if found is not None:
-        return Path(found) if found.startswith("/") else None
-    # Batch systems and cron do not set it.
-    usual = Path(f"/run/user/{os.getuid()}") if hasattr(os, "getuid") else None
-    return usual if usual is not None and usual.is_dir() else None
+    places = [Path(found)] if found is not None and found.startswith("/") else []
+    if hasattr(os, "getuid"):
+        places.append(Path(f"/run/user/{os.getuid()}"))
+    state = Path(environment("XDG_STATE_HOME") or "~/.local/state").expanduser()
+    return (*dict.fromkeys(places), state)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from gpu_monitor.config.load import environment, set_environment
-from gpu_monitor.config.training import EXPERIMENT_ID, REGISTRY, SHARED_REGISTRY, runtime_directory
+from gpu_monitor.config.training import EXPERIMENT_ID, REGISTRY, SHARED_REGISTRY, own_directories
 from gpu_monitor.core.clock import SystemClock
 from gpu_monitor.training.identity import Process, find_process, start_ticks
 from gpu_monitor.training.parts import Options
@@ -79,14 +79,27 @@ def folders(now: float, shared: Path = Path(SHARED_REGISTRY), runtime: Path | No
     """Where a run may register, in order: the folder that the service made, then the user's own, which is made here."""
     if _is_shared(shared):
         yield shared
-    own = runtime or runtime_directory()
-    if own is not None and hasattr(os, "getuid"):
-        place = own / REGISTRY
-        with contextlib.suppress(OSError):
-            if own.stat().st_uid == os.getuid():
-                place.mkdir(mode=0o700, parents=True, exist_ok=True)
-                _tidy(place, now)
-                yield place
+    if not hasattr(os, "getuid"):
+        return
+    if runtime is not None:
+        yield from _folder(runtime, now)
+        return
+    *usual, state = own_directories()
+    for own in usual:
+        yield from _folder(own, now)
+    with contextlib.suppress(OSError):
+        state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    yield from _folder(state, now)
+
+
+def _folder(own: Path, now: float) -> Iterator[Path]:
+    """The folder in a directory of the user's own; none in another's, or where it cannot be made."""
+    place = own / REGISTRY
+    with contextlib.suppress(OSError):
+        if own.stat().st_uid == os.getuid():
+            place.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _tidy(place, now)
+            yield place
 
 
 def register(about: dict[str, Any], process: Process, places: Iterator[Path]) -> Path | None:

@@ -22,6 +22,7 @@ import psutil
 import pytest
 
 from tests.e2e.program import PROGRAM, environment, query
+from tests.e2e.waiting import until
 from tests.server.rig import PATIENCE
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals to a group are POSIX")
@@ -97,8 +98,9 @@ def test_a_simulated_day_is_there_and_ctrl_c_ends_all_of_it(tmp_path: Path) -> N
     with demonstration(tmp_path, "--simulate", "2:l40s", "--directory", str(folder)) as demo:
         url = demo.wait_for(URL)[1]
         assert any("SIMULATED" in line for line in demo.said)
-        assert len(demo.programs) == 3
+        assert len(demo.programs) == 2
         demo.wait_for("a day of history is there")
+        until(lambda: len(demo.programs) == 3, "the training begins")
         strip = get(f"{url}/api/reports?limit=100")["items"]
         assert len(strip) >= 23
         fleet = get(f"{url}/api/fleet")
@@ -119,6 +121,19 @@ def test_a_simulated_day_is_there_and_ctrl_c_ends_all_of_it(tmp_path: Path) -> N
         with urllib.request.urlopen(f"{url}/", timeout=PATIENCE) as answer:
             page = answer.read().decode()
         assert [f'href="api/experiments/{one["id"]}/gpus"' in page for one in runs] == [True, True]
+        for one in runs:
+            asked = f"{url}/api/experiments/{one['id']}/gpus"
+            until(lambda asked=asked: get(asked)["items"], "the agent's next message tells of it")  # type: ignore[misc]
+            joined = get(asked)
+            assert joined["simulated"] is True
+            (gpu,) = joined["items"]
+            (stay,) = gpu["intervals"]
+            assert gpu["uid"] in {known["uid"] for known in fleet["items"]}
+            # One process wrote both, one after the other: each has the GPU while it was written.
+            assert one["started"] <= stay["since"] <= stay["until"] <= one["ended"]
+            assert 0 < gpu["gpu_hours"] <= one["duration_seconds"] / 3600
+            back = get(f"{url}/api/gpus/{gpu['uid']}/experiments")["items"]
+            assert {found["experiment_id"] for found in back} == {found["id"] for found in runs}
         compared = get(f"{url}/api/compare?ids=two_moons&ids=two_moons~2")
         assert [one["name"] for one in compared["params"] if one["differs"]] == ["learning_rate"]
         assert "code=" not in (folder / "server.log").read_text(), "no log keeps the link"
@@ -172,7 +187,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
 def test_when_one_program_ends_the_other_does_and_the_reason_is_told(tmp_path: Path) -> None:
     with demonstration(tmp_path, "--simulate", "1", "--directory", "here") as demo:
         demo.wait_for(URL)
-        server, agent, _training = demo.programs
+        server, agent, *_ = demo.programs
         assert "serve" in server.cmdline()
         server.kill()
         demo.wait_for("the server ended by itself with exit code -9")

@@ -71,6 +71,8 @@ def test_a_node_goes_on_showing_that_it_is_there_without_a_gpu(tmp_path: Path) -
         agent_of(server, tmp_path / "agent", interval_seconds=1, reading_seconds=1)
         with running(tmp_path / "agent"):  # on a machine that has GPUs there is nothing to see here
             until(lambda: came_again(server), "a second message")
+            (node,) = server.ask("GET", "/api/nodes").json["items"]
+            assert node["silent"] is False
 
 
 def until_samples(server: Server, least: int) -> list[Any]:

@@ -11,11 +11,10 @@ from gpu_monitor.server.auth.contracts import find_contract
 from gpu_monitor.server.auth.principal import Principal, check_scope
 from gpu_monitor.server.problems import Problem
 from gpu_monitor.server.state import ServerState
+from gpu_monitor.server.store.experiment_gpus import LOCAL
 from gpu_monitor.server.store.segment_write import Author
 
 SCOPE = "experiment:write"
-LOCAL = "local"
-"""The contract of experiments that come with a token of every contract, where no other one is named."""
 _HEADER = "x-contract-number"
 _LETTERS = 64
 

@@ -2,7 +2,8 @@
 
 A segment says who wrote it (boot, start in ticks of it, pid in its innermost namespace); reports, and until they are
 there live messages, say the same of the processes on each GPU, and which experiment they registered or inherited. Both
-are joined when it is asked, so it does not matter which came first. Only nodes of the experiment's own contract count.
+are joined when it is asked, so it does not matter which came first. Only nodes of the experiment's own contract count;
+those of the contract `local` were written by whoever administers all of them, and any node counts.
 """
 
 from __future__ import annotations
@@ -14,13 +15,15 @@ from typing import Any, Literal
 import msgspec
 from sqlalchemy import ColumnElement, Connection, and_, or_, select
 
-from gpu_monitor.server.store.schema import gpus, live_processes, nodes, processes
+from gpu_monitor.server.store.schema import contracts, gpus, live_processes, nodes, processes
 from gpu_monitor.server.store.schema_experiments import experiments, segments
 from gpu_monitor.server.store.span import Span
 
 How = Literal["process", "declared"]
 APART_SECONDS = 180.0
 """Two sightings of one run on a GPU that are no farther apart are one stay: agents look once or twice a minute."""
+LOCAL = "local"
+"""The contract of experiments that come with a token of every contract, where no other one is named."""
 _AT_ONCE = 400
 _LONGEST_HOURS = 24
 MOST_PLACES = 512
@@ -90,10 +93,16 @@ def gpus_of_experiment(connection: Connection, experiment: Any, now: float) -> S
     asked = select(segments).where(row.experiment == experiment.id).order_by(row.started)
     writers = [_writer(one, now) for one in connection.execute(asked)]
     ticks = sorted({one.start_ticks for one in writers if one.start_ticks is not None})
+    boots = {one.boot_id for one in writers if one.boot_id is not None}
     seen: list[Any] = []
+    contract = None if experiment.contract == _of_all(connection) else experiment.contract
+    others: list[_Writer] = []
     for start in range(0, max(1, len(ticks)), _AT_ONCE):
-        seen += _sightings(connection, ticks[start : start + _AT_ONCE], [experiment.uid], experiment.contract)
-    found = _matched(seen, writers, {experiment.uid: experiment.id})
+        some = ticks[start : start + _AT_ONCE]
+        seen += _sightings(connection, some, [experiment.uid], contract)
+        others += _writers_from(connection, boots, some, {experiment.contract}, now)
+    matched = _matched(seen, others, {experiment.uid: experiment.id})
+    found = [one for one in matched if one.experiment == experiment.id]
     stays = Stays()
     stays.boards = _boards(connection, {one.place for one in found})
     _take(stays, found)
@@ -119,19 +128,18 @@ def experiments_on_gpu(
         )
         seen += _live(connection, now, None)
     ticks = sorted({one.start_ticks for one in seen if one.start_ticks is not None and one.start_ticks >= 0})
+    boots = {one.boot_id for one in seen if one.boot_id is not None}
     uids = sorted({one.experiment_id for one in seen if one.experiment_id})
-    contracts = {one.contract for one in seen}
+    of_all = _of_all(connection)
+    allowed = {one.contract for one in seen} | ({of_all} if of_all is not None else set())
     known: dict[str, int] = {}
     writers: list[_Writer] = []
     for start in range(0, len(uids), _AT_ONCE):
         named = experiments.c.uid.in_(uids[start : start + _AT_ONCE])
         asked = select(experiments.c.uid, experiments.c.id, experiments.c.contract).where(named)
-        known |= {one.uid: one.id for one in connection.execute(asked) if one.contract in contracts}
+        known |= {one.uid: one.id for one in connection.execute(asked) if one.contract in allowed}
     for start in range(0, len(ticks), _AT_ONCE):
-        started = segments.c.start_ticks.in_(ticks[start : start + _AT_ONCE])
-        query = select(segments).join(experiments, experiments.c.id == segments.c.experiment)
-        query = query.where(started, experiments.c.contract.in_(sorted(contracts)))
-        writers += [_writer(one, span.until) for one in connection.execute(query)]
+        writers += _writers_from(connection, boots, ticks[start : start + _AT_ONCE], allowed, span.until)
     found = _matched(seen, writers, known)
     _take(stays, found)
     return stays, set(stays.of)
@@ -140,7 +148,26 @@ def experiments_on_gpu(
 # --- what agents saw -----------------------------------------------------------------------------------------
 
 
-def _sightings(connection: Connection, ticks: Sequence[int], uids: Sequence[str], contract: int) -> list[Any]:
+def _writers_from(
+    connection: Connection, boots: set[str], ticks: Sequence[int], contracts: Iterable[int], now: float
+) -> list[_Writer]:
+    """Whoever started at one of these ticks of these boots and wrote a segment of an experiment of these contracts."""
+    row = segments.c
+    query = select(segments).join(experiments, experiments.c.id == row.experiment).order_by(row.started)
+    query = query.where(row.boot_id.in_(sorted(boots)), row.start_ticks.in_(ticks))
+    query = query.where(experiments.c.contract.in_(sorted(contracts)))
+    return [_writer(one, now) for one in connection.execute(query)]
+
+
+def _of_all(connection: Connection) -> int | None:
+    """The contract whose experiments may be anywhere; None where there is none yet."""
+    found: int | None = connection.execute(select(contracts.c.id).where(contracts.c.number == LOCAL)).scalar()
+    return found
+
+
+def _sightings(
+    connection: Connection, ticks: Sequence[int], uids: Sequence[str], contract: int | None
+) -> list[Any]:
     row, live = processes.c, live_processes.c
     found = _reported(connection, or_(row.start_ticks.in_(ticks), row.experiment_id.in_(uids)), contract)
     return found + _live(connection, or_(live.start_ticks.in_(ticks), live.experiment_id.in_(uids)), contract)
