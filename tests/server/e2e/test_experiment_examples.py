@@ -14,7 +14,8 @@ import pytest
 from gpu_monitor.server.store.engine import open_store
 from tests.server.fleet import add_contract, add_node
 from tests.server.rig import PATIENCE, serving
-from tests.server.runs import make_runs
+from tests.server.runs import Segment, make_runs
+from tests.server.segments import put
 
 PAGE = Path(__file__).parents[3] / "docs" / "server.md"
 
@@ -57,3 +58,25 @@ def test_the_examples_of_the_page_work(tmp_path: Path) -> None:
     assert [one["id"] for one in json.loads(by_tag)["items"]] == ["run-old"]
     second = next(text for command, text in said.items() if command.endswith("experiments/resnet~2"))
     assert json.loads(second)["id"] == "run-old"
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl here")
+def test_the_token_of_the_page_changes_what_came_on_loopback(tmp_path: Path) -> None:
+    page = PAGE.read_text(encoding="utf-8").replace("\\\n", " ")
+    (wanted,) = re.findall(
+        r"^TOKEN=\$\(gpu_monitor token create (.*experiment:write.*)\)$", page, re.MULTILINE
+    )
+    (change,) = [line for line in commands() if line.startswith("curl -X PATCH") and "resnet~2" in line]
+    with serving(tmp_path) as server:
+        local = (tmp_path / ".local/state/gpu_monitor/local.token").read_text().split()[-1]
+        for run in ("run-1", "run-2"):
+            data = Segment(run, "resnet", "vision", time.time() - 60).end(1, "completed").data
+            assert put(server, local, data, experiment=run, segment="seg-00000001").status == 200
+        token = server.token(*wanted.split())
+        there = change.replace("http://localhost:8000", server.url).replace("curl ", "curl -sS ", 1)
+        done = subprocess.run(
+            ["/bin/sh", "-c", there], env={"TOKEN": token, "PATH": "/usr/bin:/bin"}, capture_output=True, text=True,
+            timeout=PATIENCE, check=True,
+        )  # fmt: skip
+    changed = json.loads(done.stdout)
+    assert (changed["id"], changed["contract_number"], changed["archived"]) == ("run-1", "local", True)
