@@ -106,6 +106,8 @@ def test_a_simulated_day_is_there_and_ctrl_c_ends_all_of_it(tmp_path: Path) -> N
         fleet = get(f"{url}/api/fleet")
         assert [gpu["simulated"] for gpu in fleet["items"]] == [True, True]
         assert fleet["excluded_simulated_gpus"] == 2, "simulated GPUs are in no total unasked"
+        (named,) = [found[1] for line in demo.said if (found := re.search(r"curl '(\S+)'", line))]
+        assert get(named)["totals"]["power_usage"] > 0
         (link,) = [found[0] for line in demo.said if (found := re.search(r"http://\S+/open\?code=\S+", line))]
         opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
         with opener.open(link, timeout=PATIENCE):
