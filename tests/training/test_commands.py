@@ -118,6 +118,23 @@ def test_two_runs_stand_side_by_side(two: tuple[Path, list[str]]) -> None:
     assert not (folder / "curves.png").exists()
 
 
+def test_columns_are_headed_by_what_tells_the_runs_apart(two: tuple[Path, list[str]]) -> None:
+    folder, (older, newer) = two
+
+    def heads(*names: str) -> list[str]:
+        page = gpu_monitor(folder, "compare", *names)
+        assert page.returncode == 0, page.stderr
+        return page.stdout.splitlines()[0].split()
+
+    assert heads("toy", "toy~2") == ["toy", "toy~2"]
+    assert heads("toy~2", newer, "toy") == ["toy~2", newer]
+    assert heads(older, newer) == [older, newer]
+    alone = gpu_monitor(folder, "compare", "toy")
+    assert (alone.returncode, alone.stdout.split()[0]) == (0, "toy")
+    assert f"only {newer} is named" in alone.stderr
+    assert "toy~2" in alone.stderr
+
+
 def test_a_page_keeps_what_is_there_and_what_a_row_is_of(tmp_path: Path) -> None:
     made = run(
         """

@@ -82,6 +82,11 @@ def run(args: argparse.Namespace) -> int:
     )
     for words in compared.said:
         note(words)
+    if len(compared.runs) == 1:
+        (run,) = compared.runs
+        note(
+            f"only {run.id} is named: there is nothing beside it (`{run.name}~2` is the one before the newest)"
+        )
     figure = None if args.plot is None else compared.plot(args.metric or None)
     if args.json:
         print(json_text(_plain(compared.to_dict()), indent=2))

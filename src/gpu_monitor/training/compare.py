@@ -31,13 +31,15 @@ class Comparison:
     """Experiments in the order in which they were named. Prints as a table.
 
     `step`: the step at which values were asked for besides. `said`: which experiments names meant, a sentence each.
-    `goals`: for metrics whose name does not tell, whether the least or the greatest value is the best.
+    `goals`: for metrics whose name does not tell, whether the least or the greatest value is the best. `words`: how
+    each was named; of those with one name they head the columns, and without them the ids do.
     """
 
     runs: tuple[ComparedRun, ...]
     step: int | None = None
     said: tuple[str, ...] = ()
     goals: Mapping[str, Best] = field(default_factory=dict)
+    words: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return self.table()
@@ -96,7 +98,7 @@ class Comparison:
     def _rows(self, every: bool) -> list[tuple[str, str, list[str]]]:
         runs = self.runs
         names = [run.name for run in runs]
-        rows = [("", "", names)]
+        rows = [("", "", self._heads())]
         if len(set(names)) < len(names):
             rows.append(("id", "", [run.id for run in runs]))
         if len({run.project for run in runs}) > 1:
@@ -197,6 +199,15 @@ class Comparison:
                 chart.legend(fontsize=8)
         return figure
 
+    def _heads(self) -> list[str]:
+        """What tells the runs apart: their names, and of those with one name the words that named them, or the ids."""
+        names = [run.name for run in self.runs]
+        words = self.words or tuple(run.id for run in self.runs)
+        return [
+            run.name if names.count(run.name) == 1 else word
+            for run, word in zip(self.runs, words, strict=True)
+        ]
+
     def _label(self, run: ComparedRun) -> str:
         same = [one for one in self.runs if one.name == run.name]
         return run.name if len(same) == 1 else f"{run.name} ({run.id})"
@@ -234,8 +245,10 @@ def compare_experiments(
         runs[name] = from_disk(stored, step)
     if missing:
         runs |= _ask_server(found, missing, step)
+    words = {runs[name].id: name for name in reversed(wanted)}
     in_order = {runs[name].id: runs[name] for name in wanted}
-    return Comparison(tuple(in_order.values()), step, tuple(said), dict(best or {}))
+    heads = tuple(words[one] for one in in_order)
+    return Comparison(tuple(in_order.values()), step, tuple(said), dict(best or {}), heads)
 
 
 def _ask_server(
