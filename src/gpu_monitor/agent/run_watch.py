@@ -11,11 +11,13 @@ import json
 import logging
 import os
 import select
+import stat
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from gpu_monitor.agent.run_uploads import RunUpload, open_upload
@@ -229,7 +231,9 @@ class RunWatch:
         if not is_still_there(run.about):
             self._runs.pop(str(run.about.path), None)
             return
-        run.gone_at = self._clock.now()
+        run.gone_at = now = self._clock.now()
+        if run.pid is None:  # it was gone before anybody looked: it wrote until then
+            run.gone_at = min(now, _last_written(run.about) or now)
         run.cause = cause | self._more_causes(run.pid, run.gone_at)
         told = ", ".join(f"{name} {value}" for name, value in run.cause.items()) or "nobody knows why"
         _LOG.info("run %s (pid %d) has vanished: %s", run.about.experiment_id, run.pid or run.about.pid, told)
@@ -381,3 +385,14 @@ def _body(run: _Run) -> bytes:
     named |= {"ns_pid": about.ns_pid} if about.ns_pid is not None else {"pid": about.pid}
     said = {**named, "time": round(run.gone_at or 0.0, 3), "cause": run.cause, "by": "agent"}
     return json.dumps({name: value for name, value in said.items() if value is not None}).encode()
+
+
+def _last_written(about: Registration) -> float | None:
+    """When the segment that a registration names was written last, UTC epoch s; None where its user has no such file."""
+    if about.folder is None or about.segment is None:
+        return None
+    try:
+        found = (Path(about.folder) / f"{about.segment}.log").lstat()
+    except (OSError, ValueError):
+        return None
+    return found.st_mtime if stat.S_ISREG(found.st_mode) and found.st_uid == about.owner else None

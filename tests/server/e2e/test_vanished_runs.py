@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,45 @@ def test_a_killed_run_has_crashed_with_its_last_step_and_signal(machine: Machine
         assert machine.experiment(completed)["proof"] is None
 
 
+def test_a_run_that_died_before_an_agent_looked_ended_when_it_wrote_last(machine: Machine) -> None:
+    process, run = machine.train()
+    until(lambda: machine.experiment(run) is not None, "its first upload")
+    process.kill()
+    process.wait()
+    (log,) = (machine.home / "experiments" / run).glob("seg-*.log")
+    hour = 3600
+    os.utime(log, (log.stat().st_mtime - hour, log.stat().st_mtime - hour))  # as if that was an hour ago
+    with machine.watch():
+        found = machine.until(run, "crashed")
+    assert abs(datetime.fromisoformat(found["ended"]).timestamp() - log.stat().st_mtime) < 0.01
+
+
+def test_with_the_local_token_an_end_is_told_whatever_contract_the_agent_has(tmp_path: Path) -> None:
+    with serving(tmp_path) as server:
+        machine = Machine(tmp_path, server)
+        with contextlib.closing(machine):
+            state = tmp_path / ".local/state"
+            configure(
+                machine.agent,
+                server={"url": f"{server.url}/api/metrics", "contract_number": "12345"},
+            )
+            machine.token = local_token(state)
+            (machine.home / "token").write_text(machine.token)
+            with running(machine.agent, XDG_RUNTIME_DIR=str(machine.runtime), XDG_STATE_HOME=str(state)):
+                process, run = machine.train()
+                until(lambda: (machine.experiment(run) or {}).get("last_step") == 2, "its upload")
+                assert machine.experiment(run)["contract_number"] == "local"
+                machine.until_said(run, "is watched")
+                process.kill()
+                process.wait()
+                assert machine.until(run, "crashed")["signal"] == "SIGKILL"
+
+
+def local_token(state: Path) -> str:
+    """The token that a server leaves for its own user."""
+    return (state / "gpu_monitor/local.token").read_text().split()[1]
+
+
 def test_what_a_vanished_run_of_its_own_user_left_is_uploaded_by_the_agent(machine: Machine) -> None:
     """The run knows no server, and was killed before the agent was there."""
     killed, run = machine.train(uploads=False)
@@ -158,7 +198,7 @@ def test_what_a_vanished_run_of_its_own_user_left_is_uploaded_by_the_agent(machi
     (sent,) = (machine.home / "experiments" / run).glob("seg-*.sent")
     (log,) = (machine.home / "experiments" / run).glob("seg-*.log")
     assert machine.server is not None
-    assert json.loads(sent.read_bytes())[machine.server.url] == log.stat().st_size
+    assert json.loads(sent.read_bytes())[machine.server.url]["offset"] == log.stat().st_size
 
 
 def test_an_end_is_told_again_until_the_server_has_taken_note(tmp_path: Path) -> None:

@@ -22,8 +22,8 @@ _LETTERS = 64
 async def author_of(request: Request, state: ServerState, scopes: Collection[str] = (SCOPE,)) -> Author:
     """Who writes, and for which contract; Problem 401, 403, 422 or 429.
 
-    A token has one of `scopes`, and writes for its own contract, or, where it is for every one, for that in
-    X-Contract-Number. Who is logged in names a contract of which they are a member.
+    A token has one of `scopes`, and writes for its own contract; where it is for every one, to an experiment wherever it
+    is, and a new one to that in X-Contract-Number. Who is logged in names a contract of which they are a member.
     """
     principal = await state.gate.identify(request)
     number = request.headers.get(_HEADER)
@@ -34,8 +34,7 @@ async def author_of(request: Request, state: ServerState, scopes: Collection[str
     held = [scope for scope in scopes if scope in principal.scopes]
     check_scope(principal, held[0] if held else SCOPE)
     if principal.contracts is None:
-        contract = None if number is None else await run_in_threadpool(_known, state, number)
-        return Author(principal.name, contract, number or LOCAL)
+        return Author(principal.name, None, number or LOCAL)
     if len(principal.contracts) != 1:
         raise Problem(403, "Not allowed", "Experiments are written with a token of one contract.")
     (contract,) = principal.contracts
