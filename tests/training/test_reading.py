@@ -27,7 +27,8 @@ from gpu_monitor.training.pieces import (
 )
 from gpu_monitor.training.recorder import Recorder, Run
 from gpu_monitor.training.scan import Axis
-from gpu_monitor.training.stored import EXTEND_BYTES, StoredExperiment, StoredSegment
+from gpu_monitor.training.stored import StoredExperiment
+from gpu_monitor.training.stored_segment import EXTEND_BYTES, StoredSegment
 from gpu_monitor.wire.training import Alert, Capture, Media, Note, Params, Status, Tag, Text
 
 BEGAN = 1_700_000_000.0
@@ -296,11 +297,11 @@ def test_torn_and_damaged_lines_are_skipped_counted_and_left(tmp_path: Path) -> 
     data = b"".join(lines) + b'["p",1,2,0,[1'
     log.write_bytes(data)
     stored = StoredExperiment(tmp_path)
-    assert stored.damaged == 3
+    assert stored.damaged == 4
     kept = [row[0] for place, row in enumerate(values) if place not in (10, 11, 12)]
     assert stored.history("m0").value == kept
     assert log.read_bytes() == data
-    # A torn tail that is completed later counts.
+    # A torn tail that is completed later is not counted twice.
     with log.open("ab") as file:
         file.write(b"\n")
     stored.refresh()

@@ -63,7 +63,7 @@ def _facts(found: Mapping[str, Any]) -> list[tuple[str, Any]]:
     return [
         ("id", found["id"]), ("project", found["project"]), ("status", found["status"] + _flags(found).rstrip("~")),
         ("reason", found.get("reason")), ("started", found["started"]), ("ended", ended),
-        ("took", _duration(found.get("duration_seconds"))), ("last step", found.get("last_step")),
+        ("took", _took(found)), ("last step", found.get("last_step")),
         ("host", found.get("host")), ("user", found.get("user")), ("GPUs", ", ".join(found.get("gpus") or [])),
         ("commit", git.get("commit")), ("segments", len(segments)), ("damaged", found.get("damaged") or None),
         ("folder", found.get("folder")),
@@ -135,6 +135,12 @@ def _json(value: Any) -> str:
 
 def _stamp(text: str | None) -> str:
     return "-" if text is None else text[:16].replace("T", " ")
+
+
+def _took(found: Mapping[str, Any]) -> str:
+    """How long it took, or why that is not known."""
+    reason = found.get("duration_reason")
+    return _duration(found.get("duration_seconds")) if reason is None else f"unknown: {reason}"
 
 
 def _duration(seconds: float | None) -> str:

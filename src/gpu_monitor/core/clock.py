@@ -145,6 +145,12 @@ def process_seconds() -> float:
     return time.monotonic()
 
 
+def elapsed_seconds() -> float:
+    """Seconds of a clock that nobody sets and that goes on while the machine sleeps; the origin is arbitrary."""
+    which = getattr(time, "CLOCK_BOOTTIME", None) or getattr(time, "CLOCK_MONOTONIC", None)
+    return time.monotonic() if which is None else time.clock_gettime(which)
+
+
 def local_offset_name() -> str:
     """The name of the local time zone, for messages."""
     return time.strftime("%Z")

@@ -91,6 +91,7 @@ def _resumed(settings: TrainingSettings, resume: str, name: str | None, project:
         folder=stored.folder,
         is_resumed=True,
         step=stored.last_step,
+        after=stored.reach,
     )
 
 

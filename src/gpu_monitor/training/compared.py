@@ -73,7 +73,6 @@ class ComparedRun:
 
 def from_disk(stored: StoredExperiment, step: int | None) -> ComparedRun:
     """A stored experiment; its readings by the SDK itself come after its own metrics."""
-    ended = stored.ended
 
     def curve(name: str) -> Curve:
         thinned = stored.thinned(name, CURVE_POINTS)
@@ -81,7 +80,7 @@ def from_disk(stored: StoredExperiment, step: int | None) -> ComparedRun:
 
     return ComparedRun(
         stored.id, stored.name, stored.project, stored.status, stored.simulated,
-        None if ended is None else max(0.0, ended - stored.started), stored.last_step, stored.params, stored.tags,
+        stored.seconds, stored.last_step, stored.params, stored.tags,
         {name: _figures(stored, name, step) for name in stored.metric_names()}, "this machine", curve,
     )  # fmt: skip
 

@@ -27,7 +27,7 @@ if sys.platform != "win32":
     import fcntl
 
 CACHE = ".listing"
-_MAGIC = b"GMLS\x01\x00\x00\x00"
+_MAGIC = b"GMLS\x02\x00\x00\x00"
 _SETTLED_NS = 2_000_000_000
 """A folder that changed so shortly before it was read may have changed again within the same tick of its clock."""
 _FEW = 20
@@ -38,7 +38,8 @@ _NEAREST = 3
 class Listed(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One experiment of a list. Times are UTC epoch seconds; `ended` is None while it runs, `last_step` before the first.
 
-    `changed`: when its log was last written to. `damaged`: lines of its logs that hold no record.
+    `changed`: when its log was last written to. `seconds`: how long it took; None while it runs, and where its clocks do
+    not tell. `damaged`: lines of its logs that hold no record.
     """
 
     id: str
@@ -53,6 +54,7 @@ class Listed(msgspec.Struct, frozen=True, array_like=True, gc=False):
     tags: dict[str, str]
     simulated: bool
     damaged: int
+    seconds: float | None
 
 
 class _Entry(msgspec.Struct, array_like=True, gc=False):
@@ -129,6 +131,7 @@ def _read(folder: Path, now: int) -> _Entry | None:
         tags=stored.tags,
         simulated=stored.simulated,
         damaged=stored.damaged,
+        seconds=stored.seconds,
     )
     is_settled = status != "running" and now - folder_ns >= _SETTLED_NS
     return _Entry(folder_ns if is_settled else 0, listed)

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from gpu_monitor.core.clock import SystemClock
+from gpu_monitor.core.clock import SystemClock, elapsed_seconds
 from gpu_monitor.training.identity import find_gpus, find_writer
 from gpu_monitor.training.limits import fit, halves
 from gpu_monitor.training.log import SegmentWriter
@@ -21,6 +21,7 @@ from gpu_monitor.training.place import LOG, new_segment
 from gpu_monitor.training.values import Number, number_in, whole_in
 from gpu_monitor.wire.training import (
     MEMBERS,
+    RAN,
     RECORD_BYTES,
     SCHEMA,
     SERIES,
@@ -56,7 +57,8 @@ _MOST_STEP = 1 << 63
 class Run:
     """What all segments of an experiment that one process writes have in common.
 
-    `step`: the last step before, of one that is resumed; None: not known, or none.
+    Of one that is resumed: `step`, the last one before; `after`, the segment that reached furthest, and its last time
+    (ms since its start). None: not known, or none.
     """
 
     experiment_id: str
@@ -66,6 +68,7 @@ class Run:
     is_resumed: bool = False
     simulated: bool = False
     step: int | None = None
+    after: tuple[str, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,9 @@ class Recorder:
         *,
         strict: bool = False,
         now: Callable[[], float] | None = None,
+        elapsed: Callable[[], float] | None = None,
     ) -> None:
+        """`now`: the wall clock; `elapsed`: one that nobody sets. With a `now` alone how long it ran is not known."""
         self.run = run
         self.experiment_id = run.experiment_id
         self.folder = run.folder
@@ -102,6 +107,7 @@ class Recorder:
         """Whether the experiment was finished here: nothing is recorded any more."""
         self.status: str | None = None
         """The last status that was put; None before the first."""
+        self._elapsed = elapsed if elapsed or now else elapsed_seconds
         self._now = now or SystemClock().now
         self._step = run.step
         self._parent: str | None = None
@@ -111,6 +117,7 @@ class Recorder:
         """Prepare a segment; its file is made with the first record."""
         self.segment = new_segment()
         self.started = self._now()
+        self._began = self._elapsed() if self._elapsed else 0.0
         self.writer = SegmentWriter(self.folder / f"{self.segment}{LOG}", self.warn_once)
         self._lock = self.writer.lock
         self._is_headed = False
@@ -129,7 +136,9 @@ class Recorder:
 
     def put(self, record: AnyRecord) -> None:
         """Append one record, made to fit. One that JSON cannot say, or that is too long, is refused under its kind."""
-        if type(record) in _FITTED:
+        if type(record) is Status:
+            record = self._timed(record)
+        elif type(record) in _FITTED:
             fitted = fit(record)
             if fitted.complaint is not None:
                 self.refuse(f"fit:{fitted.complaint:.60}", fitted.complaint)
@@ -309,6 +318,7 @@ class Recorder:
 
     def _about(self) -> About:
         run = self.run
+        after = run.after if run.after is not None and self._parent is None else (None, None)
         return About(
             experiment_id=run.experiment_id,
             segment=self.segment,
@@ -320,6 +330,8 @@ class Recorder:
             simulated=run.simulated,
             resumed=run.is_resumed,
             parent=self._parent,
+            after=after[0],
+            after_at=after[1],
         )
 
     def warn_once(self, key: str, text: str) -> None:
@@ -336,7 +348,14 @@ class Recorder:
         """Put the last status from a signal handler, which may have interrupted a record of this very thread."""
         if not self.is_over and self._is_headed:
             self.status = status
-            self.writer.last_words(encode(Status(self.at(), status, more)))
+            self.writer.last_words(encode(self._timed(Status(self.at(), status, more))))
+
+    def _timed(self, last: Status) -> Status:
+        """An ending with how long it took: wall clocks are set, and then `at` says nothing of that."""
+        if self._elapsed is None or last.status == "running":
+            return last
+        ran = round(self._elapsed() - self._began, 3)
+        return Status(last.at, last.status, {**last.more, RAN: ran})
 
     def close(self, timeout: float) -> Kept:
         """Take no more records, write what waits, and let the file go. A second call changes nothing."""

@@ -56,6 +56,7 @@ class RunsHere:
             "archived": (stored.folder / ARCHIVED).exists(), "started": format_time(stored.started),
             "ended": None if ended is None else format_time(ended),
             "duration_seconds": None if run.seconds is None else round(run.seconds, 3),
+            "duration_reason": stored.clock_trouble,
             "last_step": run.last_step, **_writer(stored), **_ending(stored), "params": run.params, "tags": run.tags,
             "metrics": [_metric(stored, metric, one) for metric, one in run.metrics.items()],
             "notes": [{"time": format_time(one.time), "text": one.record.text} for one in stored.notes],
@@ -148,9 +149,16 @@ def _row(one: Listed, is_archived: bool) -> dict[str, Any]:
         "id": one.id, "name": one.name, "project": one.project, "status": one.status, "archived": is_archived,
         "simulated": one.simulated, "started": format_time(one.started),
         "ended": None if one.ended is None else format_time(one.ended),
-        "duration_seconds": round((one.ended or one.changed) - one.started, 3), "last_step": one.last_step,
+        "duration_seconds": None if (seconds := _seconds(one)) is None else round(seconds, 3),
+        "last_step": one.last_step,
         "params": one.params, "tags": one.tags,
     }  # fmt: skip
+
+
+def _seconds(one: Listed) -> float | None:
+    """How long it took, or how long it ran when it wrote last; None where its clocks do not tell."""
+    so_far = one.changed - one.started
+    return one.seconds if one.ended is not None else so_far if so_far >= 0 else None
 
 
 def _writer(stored: StoredExperiment) -> dict[str, Any]:

@@ -36,7 +36,8 @@ class Summary(msgspec.Struct, omit_defaults=True):
 
     `status`: (status, at, more) of its writer's last word.
 
-    `damaged`: lines that hold no record. `last_step`, `last_at`: of the training's last points; None before the first.
+    `damaged`: lines that hold no record. `last_step`: of the training's last points, `last_at`: the greatest time of
+    these; None before the first. `latest`: the greatest time of any points, and of the status.
     """
 
     about: About | None = None
@@ -45,6 +46,7 @@ class Summary(msgspec.Struct, omit_defaults=True):
     status: tuple[str, int, dict[str, Any]] | None = None
     last_step: int | None = None
     last_at: int | None = None
+    latest: int = 0
     points: int = 0
     damaged: int = 0
     names: list[str] = []
@@ -139,9 +141,20 @@ class Scanner:
             else:
                 self._take(line, start + place, places)
         if last is not None:
-            summary.last_step, summary.last_at = last.step, last.at
+            summary.last_step = last.step
+        self._note_times(rows)
         summary.points += count
         return Batch(start, start + at, _columns(rows, summary), places)
+
+    def _note_times(self, rows: dict[int, _Rows]) -> None:
+        """Keep the greatest times: the clock may have been set back since."""
+        summary = self.summary
+        for held in rows.values():
+            if held.ats:
+                greatest = max(held.ats)
+                summary.latest = max(summary.latest, greatest)
+                if held.is_training:
+                    summary.last_at = greatest if summary.last_at is None else max(summary.last_at, greatest)
 
     def _rows(self, rows: dict[int, _Rows], number: int) -> _Rows:
         if number < 0:
@@ -176,6 +189,7 @@ class Scanner:
             summary.tags[record.key] = record.value
         elif isinstance(record, Status):
             summary.status = (record.status, record.at, record.more)
+            summary.latest = max(summary.latest, record.at)
 
     def _take_series(self, record: Series) -> None:
         summary = self.summary

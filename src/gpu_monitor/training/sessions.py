@@ -121,8 +121,9 @@ def get_active_sessions() -> list[str]:
 def get_session_summary(session_id: str, directory: str | Path | None = None) -> dict[str, Any]:
     """What is known of a session: its own of this process, else the newest experiment of that name or id on disk.
 
-    Times are UTC epoch seconds; `metrics` holds for each name the last value, its step, the least, the greatest and
-    the number of values (NaN where no value is finite). NothingFound where there is no such session.
+    Times are UTC epoch seconds. `duration_seconds` is None where the clocks do not tell; `duration_reason` says why then.
+    `metrics` holds for each name the last value, its step, the least, the greatest and the number of values (NaN where no
+    value is finite). NothingFound where there is no such session.
     """
     stored = _find(session_id, directory)
     ended = stored.ended
@@ -133,7 +134,8 @@ def get_session_summary(session_id: str, directory: str | Path | None = None) ->
         "status": stored.status,
         "started": stored.started,
         "ended": ended,
-        "duration_seconds": (SystemClock().now() if ended is None else ended) - stored.started,
+        "duration_seconds": _since(stored) if ended is None else stored.seconds,
+        "duration_reason": stored.clock_trouble,
         "last_step": stored.last_step,
         "hyperparameters": stored.params,
         "metrics": {name: _summed(stored, name) for name in stored.metric_names()},
@@ -144,6 +146,12 @@ def get_latest_metrics(session_id: str, directory: str | Path | None = None) -> 
     """The last value of each metric of a session, found as by `get_session_summary`."""
     stored = _find(session_id, directory)
     return {name: _summed(stored, name)["last"] for name in stored.metric_names()}
+
+
+def _since(stored: StoredExperiment) -> float | None:
+    """How long it runs by now; None where the clock was set back to before its begin."""
+    passed = SystemClock().now() - stored.started
+    return passed if passed >= 0 else None
 
 
 def _find(session_id: str, directory: str | Path | None) -> StoredExperiment:

@@ -1,32 +1,24 @@
 # SPDX-License-Identifier: MIT
-"""An experiment as it lies on disk, and one segment of it: read while it is written, by any process, in any state."""
+"""An experiment as its segments say it: read while it is written, by any process, in any state."""
 
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from gpu_monitor.core.errors import NothingFound
-from gpu_monitor.training import index as indexing
 from gpu_monitor.training.alive import is_gone
-from gpu_monitor.training.bytes_at import read_at
-from gpu_monitor.training.pieces import FIRST, DamagedIndex, Level, Piece, level_above, level_of
+from gpu_monitor.training.order import turns_of
+from gpu_monitor.training.pieces import DamagedIndex
 from gpu_monitor.training.place import segments_in
-from gpu_monitor.training.scan import Axis, Batch, Column, Scanner, Summary
+from gpu_monitor.training.scan import Axis
+from gpu_monitor.training.stored_segment import StoredSegment
 from gpu_monitor.training.thinning import Thinned, bucketed, height_for
-from gpu_monitor.wire.training import Alert, AnyRecord, BadRecord, Capture, Media, Note, Text, decode
+from gpu_monitor.wire.training import RAN, Alert, Capture, Media, Note, Text
 
-EXTEND_BYTES = 1 << 16
-"""An index is extended by so much of the log at least: less is read in two milliseconds."""
-_CHUNK = 8 << 20
-_READ = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
-
-
-_Held = tuple[indexing.Block, Piece]
 _Answer = TypeVar("_Answer")
 _Kind = TypeVar("_Kind", Note, Media, Alert, Capture, Text)
 
@@ -48,160 +40,6 @@ class Timed:
     record: Any
 
 
-class StoredSegment:
-    """One segment: its summary, its points, and where its other records are. `refresh` reads what came since."""
-
-    def __init__(self, log: Path, *, may_write: bool = True) -> None:
-        self.log = log
-        self.summary = Summary()
-        self.changed = 0.0
-        """When the log was last written to, UTC epoch seconds."""
-        self._may_write = may_write
-        self._may_read_index = True
-        """False: the one that lies there is damaged, and not this user's to replace."""
-        self._index: indexing.Index | None = None
-        self._tail = Batch(0, 0)
-        self.refresh()
-
-    @property
-    def started(self) -> float:
-        """When the segment began, UTC epoch seconds; where its header is lost, when its log was last written to."""
-        about = self.summary.about
-        return about.started if about else self.changed
-
-    @property
-    def is_lead(self) -> bool:
-        """Whether it speaks for the whole run: of rank 0 or none, and forked from nobody."""
-        about = self.summary.about
-        return about is not None and about.parent is None and about.writer.rank in (None, 0)
-
-    def refresh(self) -> None:
-        """Read what was written since the last look; the index grows along where this user may write it."""
-        file = os.open(self.log, _READ)
-        try:
-            found = os.fstat(file)
-            self.changed = found.st_mtime
-            if found.st_size < self._tail.end:
-                self._index, self._tail, self.summary = None, Batch(0, 0), Summary()
-            if self._tail.end == 0:
-                self._begin(file, found.st_size)
-            self._read_on(file, found.st_size)
-        finally:
-            os.close(file)
-
-    def _begin(self, file: int, size: int) -> None:
-        if not self._may_read_index:
-            return
-        self._index = indexing.open_index(self.log, file, size)
-        if self._index is not None:
-            directory = self._index.directory
-            self.summary = directory.summary
-            self._tail = Batch(directory.covered, directory.covered)
-
-    def _read_on(self, file: int, size: int) -> None:
-        length = _CHUNK
-        while self._tail.end < size:
-            data = read_at(file, length, self._tail.end)
-            batch = Scanner(self.summary).scan(data, self._tail.end)
-            if batch.end == batch.start:
-                if len(data) < length:
-                    return
-                length *= 2  # a stretch without a newline: no line is so long, but the next one may be whole
-                continue
-            self._tail = indexing.join([self._tail, batch])
-            if self._may_write and self._tail.end - self._tail.start >= EXTEND_BYTES:
-                self._extend(file, size)
-
-    def _extend(self, file: int, size: int) -> None:
-        seal = indexing.seal_of(file, self._tail.end)
-        if not indexing.extend(self.log, self._index, self._tail, self.summary, seal):
-            self._may_write = False
-            return
-        fresh = indexing.open_index(self.log, file, size)
-        if fresh is not None and fresh.directory.covered == self._tail.end:
-            self._index, self._tail = fresh, Batch(self._tail.end, self._tail.end)
-
-    def column(self, name: str) -> Column | None:
-        """The points of a series; None where it has none."""
-        found = [self._points(part) for part in self._parts(name)]
-        return indexing.join_columns(found) if found else None
-
-    def count(self, name: str) -> int:
-        """How many points a series has."""
-        return sum(
-            len(part.values) if isinstance(part, Column) else part[1].count for part in self._parts(name)
-        )
-
-    def levels(self, name: str, height: int | None) -> list[Level]:
-        """Entries of the pyramid, in order; single points with `height` None."""
-        return [self._level(part, height) for part in self._parts(name)]
-
-    def _level(self, part: _Held | Column, height: int | None) -> Level:
-        if not isinstance(part, Column) and height is not None:
-            block, piece = part
-            index = self._open_index()
-            axis = index.table(block).axes[piece.axis]
-            for lower in range(height, -1, -1):
-                level = level_of(axis, piece, index.read, lower)
-                if level is not None:
-                    return level
-        return level_above(self._points(part), 1 if height is None else FIRST)
-
-    def _points(self, part: _Held | Column) -> Column:
-        return part if isinstance(part, Column) else self._open_index().column(*part)
-
-    def _open_index(self) -> indexing.Index:
-        if self._index is None:
-            raise DamagedIndex("there is no index any more")
-        return self._index
-
-    def _parts(self, name: str) -> list[_Held | Column]:
-        """Pieces in the index, then the points after it."""
-        try:
-            series = self.summary.names.index(name)
-        except ValueError:
-            return []
-        found: list[_Held | Column] = []
-        if self._index is not None:
-            for block in self._index.directory.blocks:
-                piece = self._index.table(block).pieces.get(series)
-                if piece is not None:
-                    found.append((block, piece))
-        if series in self._tail.columns:
-            found.append(self._tail.columns[series])
-        return found
-
-    def records(self, kind: str) -> Iterator[AnyRecord]:
-        """The records of a kind (scan.KINDS) in order; what was damaged since is left out."""
-        places: list[tuple[int, int]] = []
-        if self._index is not None:
-            for block in self._index.directory.blocks:
-                places += self._index.table(block).places.get(kind, [])
-        places += self._tail.places.get(kind, [])
-        if not places:
-            return
-        file = os.open(self.log, _READ)
-        try:
-            for offset, length in places:
-                try:
-                    yield decode(read_at(file, length, offset))
-                except BadRecord:
-                    continue
-        finally:
-            os.close(file)
-
-    def forget_index(self) -> None:
-        """Read the log itself, for the index turned out to be damaged; it is made again where this user may."""
-        self._index, self._tail, self.summary = None, Batch(0, 0), Summary()
-        try:
-            if self._may_write:
-                indexing.index_path(self.log).unlink(missing_ok=True)
-        except OSError:
-            self._may_write = False
-        self._may_read_index = self._may_write
-        self.refresh()
-
-
 @dataclass
 class StoredExperiment:
     """An experiment as its segments say it. Everything is as it was at the last `refresh`."""
@@ -212,8 +50,17 @@ class StoredExperiment:
     """Which experiment a name meant, in words; None where it was asked for by its id."""
 
     def __post_init__(self) -> None:
-        if not self.segments:
+        if self.segments:
+            self._arrange()
+        else:
             self.refresh()
+
+    def _arrange(self) -> None:
+        """Put the segments into the order of their begin."""
+        turns = turns_of({one.log.stem: (one.started, one.summary.about) for one in self.segments})
+        for one in self.segments:
+            one.turn = turns[one.log.stem]
+        self.segments.sort(key=lambda one: (one.turn.begin, one.turn.number, one.log.name))
 
     def refresh(self) -> None:
         """Read what was written since, and segments that are new. NothingFound where none is left."""
@@ -229,7 +76,8 @@ class StoredExperiment:
             fresh.append(segment)
         if not fresh:
             raise NothingFound(f"there is no experiment in {self.folder}")
-        self.segments = sorted(fresh, key=lambda one: (one.started, one.log.name))
+        self.segments = fresh
+        self._arrange()
 
     @property
     def id(self) -> str:
@@ -279,17 +127,48 @@ class StoredExperiment:
     def ending(self) -> dict[str, Any]:
         """What is known of its end: exit_code, signal, reason."""
         status = self.last.summary.status
-        return dict(status[2]) if status else {}
+        return {name: known for name, known in status[2].items() if name != RAN} if status else {}
+
+    @property
+    def seconds(self) -> float | None:
+        """How long it took from its begin to its end; None while it runs, and where its clocks do not tell."""
+        return None if self.clock_trouble is not None else self._span()
+
+    @property
+    def clock_trouble(self) -> str | None:
+        """Why it is not known how long it took, of one that has ended; None where it is known."""
+        span = self._span()
+        if span is None:
+            return None
+        if len(self.segments) == 1 and self.last.ran is not None:
+            return None
+        leads = [one for one in self.segments if one.is_lead] or self.segments
+        if span < 0 or any(one.behind > 0 or one.was_set for one in leads):
+            return "a clock was set while it ran, or between its starts"
+        return None
+
+    def _span(self) -> float | None:
+        """From the first begin to the end, by the clocks as they were; of the last segment by one that nobody sets."""
+        last, ended = self.last, self.ended
+        if ended is None:
+            return None
+        return (ended if last.ran is None else last.started + last.ran) - self.started
+
+    @property
+    def reach(self) -> tuple[str, int]:
+        """The segment whose records reach furthest, and its last time, ms since its start."""
+        furthest = max(self.segments, key=_reached)
+        return furthest.log.stem, furthest.summary.latest
 
     @property
     def last_step(self) -> int | None:
         """The step that the training logged last; None before the first."""
         known = [
-            (one.is_lead, one.started + (one.summary.last_at or 0) / 1000, one.summary.last_step)
-            for one in self.segments
+            (one.is_lead, one.turn.begin + (one.summary.last_at or 0) / 1000, place, one.summary.last_step)
+            for place, one in enumerate(self.segments)
             if one.summary.last_step is not None
         ]
-        return max(known, key=lambda one: one[:2])[2] if known else None
+        return max(known, key=lambda one: one[:3])[3] if known else None
 
     @property
     def params(self) -> dict[str, Any]:
@@ -309,8 +188,8 @@ class StoredExperiment:
 
     @property
     def damaged(self) -> int:
-        """How many lines of its logs hold no record: torn, or damaged on disk."""
-        return sum(one.summary.damaged for one in self.segments)
+        """How many lines of its logs hold no record: torn (the last one too, once its writer is gone), or damaged."""
+        return sum(one.damaged for one in self.segments)
 
     @property
     def points(self) -> int:
@@ -352,12 +231,14 @@ class StoredExperiment:
 
     def _read_timed(self, kind: str, of: type[_Kind]) -> list[Timed]:
         found = [
-            Timed(one.started + record.at / 1000, record)
+            (one.behind, Timed(one.started + record.at / 1000, record))
             for one in self.segments
             for record in one.records(kind)
             if isinstance(record, of)
         ]
-        return sorted(found, key=lambda one: one.time) if len(self.segments) > 1 else found
+        if len(self.segments) > 1:
+            found.sort(key=lambda one: one[0] + one[1].time)
+        return [one for _, one in found]
 
     def metric_names(self) -> list[str]:
         """The names of its metrics, sorted."""
@@ -376,16 +257,19 @@ class StoredExperiment:
         return self._sound(lambda: self._history(name))
 
     def _history(self, name: str) -> Columns:
-        parts = [(one.started, column) for one in self.segments if (column := one.column(name)) is not None]
+        parts = [(one, column) for one in self.segments if (column := one.column(name)) is not None]
         if len(parts) == 1:
-            started, column = parts[0]
+            started, column = parts[0][0].started, parts[0][1]
             axis = column.axis
             return Columns(list(axis.steps), _times(started, axis), list(column.values))
         step = [number for _, column in parts for number in column.axis.steps]
-        time = [moment for started, column in parts for moment in _times(started, column.axis)]
+        time = [moment for one, column in parts for moment in _times(one.started, column.axis)]
         value = [number for _, column in parts for number in column.values]
-        if any(later < earlier for earlier, later in itertools.pairwise(time)):
-            order = sorted(range(len(time)), key=time.__getitem__)
+        moments = time
+        if any(one.behind for one, _ in parts):
+            moments = [moment for one, column in parts for moment in _times(one.turn.begin, column.axis)]
+        if any(later < earlier for earlier, later in itertools.pairwise(moments)):
+            order = sorted(range(len(time)), key=moments.__getitem__)
             return Columns(
                 [step[at] for at in order], [time[at] for at in order], [value[at] for at in order]
             )
@@ -415,6 +299,10 @@ class StoredExperiment:
             for segment in self.segments:
                 segment.forget_index()
             return ask()
+
+
+def _reached(segment: StoredSegment) -> tuple[float, int]:
+    return segment.turn.begin + segment.summary.latest / 1000, segment.turn.number
 
 
 def _times(started: float, axis: Axis) -> list[float]:

@@ -36,6 +36,8 @@ KEY_LETTERS, TAG_LETTERS = 250, 5_000
 """Of a tag's key, a project, a host, a MIME type; of a tag's value."""
 WORD_LETTERS = 100
 """Of a stream, a kind, a topic, a unit."""
+RAN = "ran_seconds"
+"""In `more` of a status: how long the segment's process had been at it."""
 STATUSES = ("running", "completed", "failed", "stopped", "crashed")
 _CHECK_BYTES = len(b',"00000000"]\n')
 
@@ -69,7 +71,8 @@ class About(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a header says. `started`: UTC epoch seconds, from which `at` counts.
 
     `gpus`: the uids that the process is known to see; None: not known. `parent`: the segment of the process that
-    this one was forked from. `resumed`: the experiment had segments before.
+    this one was forked from. `resumed`: the experiment had segments before. `after`: of those that were found then,
+    the one that reached furthest, and `after_at` its last `at`: this one began after that, whatever its clock says.
     """
 
     experiment_id: str
@@ -82,6 +85,8 @@ class About(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     simulated: bool = False
     resumed: bool = False
     parent: str | None = None
+    after: str | None = None
+    after_at: int | None = None
 
 
 class Header(Record, frozen=True, tag="h"):
@@ -176,7 +181,10 @@ class Capture(Record, frozen=True, tag="c"):
 
 
 class Status(Record, frozen=True, tag="z"):
-    """The run's status from here on (STATUSES). `more`: `exit_code`, `signal`, `reason`, as far as they are known."""
+    """The run's status from here on (STATUSES). `more`: `exit_code`, `signal`, `reason`, as far as they are known.
+
+    `ran_seconds` in it: since the segment began, by a clock that nobody sets.
+    """
 
     at: int
     status: str
