@@ -193,6 +193,9 @@ def test_a_server_answers_the_same(two: tuple[Path, list[str]], server: Server, 
         tmp_path, "experiments", "list", *where, "--where", "params.lr < 0.3", "--json", **there
     )
     assert [one["id"] for one in json.loads(listed.stdout)["items"]] == [newer]
+    none = gpu_monitor(tmp_path, "experiments", "list", *where, "--where", "rewad > 1", **there)
+    assert (none.returncode, none.stdout) == (3, "")
+    assert "no experiment has a parameter, metric or tag called rewad; did you mean reward?" in none.stderr
     here = gpu_monitor(folder, "experiments", "export", older, "-f", "json").stdout
     away = gpu_monitor(tmp_path, "experiments", "export", older, *where, "-f", "json", **there).stdout
     strip = [(one["metric"], one["step"], one["value"]) for one in json.loads(here)]

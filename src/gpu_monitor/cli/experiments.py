@@ -184,12 +184,7 @@ def _list(runs: Runs, args: argparse.Namespace) -> int:
     elif found.items:
         print_list(found.items, sys.stdout)
     if not found.items:
-        hint = (
-            " (a name that no experiment has is never so: `experiments show` lists its names)"
-            if args.where
-            else ""
-        )
-        note(f"no such experiments in {runs.where}{hint}")
+        note(f"no such experiments in {runs.where}{f': {found.hint}' if found.hint else ''}")
         return EXIT_NOTHING
     if found.has_more:
         note(

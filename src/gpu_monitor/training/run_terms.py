@@ -24,10 +24,11 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Listing:
-    """Experiments as JSON objects; `has_more`: there are others behind them."""
+    """Experiments as JSON objects; `has_more`: there are others behind them; `hint`: why there is none, where known."""
 
     items: list[dict[str, Any]]
     has_more: bool
+    hint: str | None = None
 
 
 @dataclass(frozen=True)

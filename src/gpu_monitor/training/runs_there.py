@@ -50,7 +50,7 @@ class RunsThere:
             items += page["items"]
             cursor = page["next"]
             if cursor is None or len(items) >= wanted.limit:
-                return Listing(items, cursor is not None)
+                return Listing(items, cursor is not None, page.get("hint"))
 
     def show(self, name: str) -> dict[str, Any]:
         """Everything but points, output and files of one experiment. NothingFound where there is none."""

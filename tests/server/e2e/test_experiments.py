@@ -130,6 +130,37 @@ def test_experiments_are_asked_for_by_what_they_are(runs: Runs, where: str, foun
     assert runs.ids(**EVERY, where=where) == found
 
 
+@pytest.mark.parametrize(
+    ("where", "hint"),
+    [
+        (
+            "vall_loss < 0.3",
+            "no experiment has a parameter, metric or tag called vall_loss; did you mean val_loss?",
+        ),
+        ("loss > 100", None),
+        ("status = failed and name = vit", None),
+        (
+            "not (min(metrics.loss) > 100) and max(metrics.losses) > 1",
+            "no experiment has a metric called losses; did you mean loss?",
+        ),
+        ("params.zzz = 1", "no experiment has a parameter called zzz"),
+        ("tags.modle = resnet", "no experiment has a tag called modle; did you mean model?"),
+    ],
+)
+def test_a_name_that_no_experiment_has_is_told(runs: Runs, where: str, hint: str | None) -> None:
+    found = runs.get("/api/experiments", **EVERY, where=where)
+    assert (found["items"], found["hint"]) == ([], hint)
+
+
+def test_who_may_not_see_an_experiment_learns_no_name_of_it(runs: Runs) -> None:
+    token = runs.server.token("--scope", "read", "--contract", VISION)
+    asked = {"where": "child/loss > 100", **EVERY}
+    assert runs.get("/api/experiments", **asked)["hint"] is None
+    hint = runs.get("/api/experiments", token=token, **asked)["hint"]
+    assert hint.startswith("no experiment has a parameter, metric or tag called child/loss")
+    assert "child/loss?" not in hint
+
+
 def test_times_are_compared_as_they_are_written_elsewhere(runs: Runs) -> None:
     at = runs.stamp(600)
     assert runs.ids(**EVERY, where=f"started <= '{at}'") == [OLD, NEW]

@@ -41,6 +41,7 @@ from gpu_monitor.server.store.experiment_list import (
 )
 from gpu_monitor.server.store.experiment_removal import mark_removed
 from gpu_monitor.server.store.experiment_terms import FIELDS, Terms
+from gpu_monitor.server.store.experiment_unknown import unknown_name
 from gpu_monitor.server.store.expressions import (
     LONGEST,
     Expression,
@@ -57,10 +58,11 @@ _FIXED = [name for name in Experiment.__struct_fields__ if name != "values"]
 
 
 class ExperimentPage(msgspec.Struct, frozen=True):
-    """Experiments in the order that was asked for."""
+    """Experiments in the order that was asked for. `hint`: why there is none, where `where` has a name that none has."""
 
     items: list[Experiment]
     next: str | None
+    hint: str | None = None
 
 
 @router.get("", summary="Every experiment", **answers(ExperimentPage, "A page of experiments", csv=True))
@@ -125,13 +127,16 @@ def experiments(
     try:
         with state.store.read() as connection:
             found, last = list_experiments(connection, who, wanted, terms, by, shown, after, limit)
+            hint = None
+            if not found and wanted.where is not None:
+                hint = unknown_name(connection, who, wanted.where, terms)
     except ExpressionError as error:
         raise refused("where", error) from None
     next = None if last is None else write_cursor(*last)  # type: ignore[arg-type]
     if wants_csv(request, format):
         words = [name for name, _ in shown]
         return table_answer(request, [*_FIXED, *words], _cells(found, words), next)
-    return answer(request, ExperimentPage(found, next), found, Experiment, "json", next)
+    return answer(request, ExperimentPage(found, next, hint), found, Experiment, "json", next)
 
 
 @router.get("/{id:path}", summary="One experiment", **answers(ExperimentDetail, "The experiment"))

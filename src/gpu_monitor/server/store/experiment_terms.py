@@ -129,9 +129,24 @@ class Terms:
         }
         return special[name] if name in special else experiments.c[name]
 
+    def is_known(self, operand: Operand) -> ColumnElement[bool]:
+        """Whether an experiment has it."""
+        name = operand.name
+        if operand.kind == "field":
+            return self.field(name).is_not(None)
+        if operand.kind == "param":
+            return _has_param(name)
+        if operand.kind == "tag":
+            return _of_tag(name).is_not(None)
+        if operand.kind == "metric" and operand.stat != "last":
+            return _of_metric(_METRIC_NUMBER[operand.stat], name).is_not(None)
+        if operand.kind == "metric":
+            return _has_metric(name)
+        return or_(_has_param(name), _has_metric(name), _of_tag(name).is_not(None))
+
     def _comparison(self, asked: Comparison) -> ColumnElement[bool]:
         if asked.value is None:
-            found = self._is_known(asked.operand)
+            found = self.is_known(asked.operand)
             return ~found if asked.operator == "=" else found
         if asked.operand.kind == "field":
             return self._of_field(asked, FIELDS[asked.operand.name])
@@ -192,7 +207,7 @@ class Terms:
 
     def _of_another_kind(self, asked: Comparison) -> list[tuple[ColumnElement[bool], ColumnElement[bool]]]:
         """What is known and cannot be compared with the value (a list, a NaN) is not equal to it."""
-        return [(self._is_known(asked.operand), true() if asked.operator == "!=" else false())]
+        return [(self.is_known(asked.operand), true() if asked.operator == "!=" else false())]
 
     def _of_nan(self, asked: Comparison) -> ColumnElement[bool]:
         """Whether the last value is NaN; the least and greatest of a metric never are."""
@@ -205,20 +220,6 @@ class Terms:
         if kind == "any":
             found = case((_has_param(name), of_param), else_=of_metric)
         return _COMPARE[asked.operator](found, 1)
-
-    def _is_known(self, operand: Operand) -> ColumnElement[bool]:
-        name = operand.name
-        if operand.kind == "field":
-            return self.field(name).is_not(None)
-        if operand.kind == "param":
-            return _has_param(name)
-        if operand.kind == "tag":
-            return _of_tag(name).is_not(None)
-        if operand.kind == "metric" and operand.stat != "last":
-            return _of_metric(_METRIC_NUMBER[operand.stat], name).is_not(None)
-        if operand.kind == "metric":
-            return _has_metric(name)
-        return or_(_has_param(name), _has_metric(name), _of_tag(name).is_not(None))
 
 
 DURATION: Column = func.coalesce(experiments.c.ended, experiments.c.last_time) - experiments.c.started
