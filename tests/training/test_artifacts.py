@@ -15,13 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpu_monitor.core.errors import NothingFound
-from gpu_monitor.training.artifact_names import NameRefused, check_name
 from gpu_monitor.training.artifacts import ArtifactRefused, Artifacts, list_artifacts
 from gpu_monitor.training.checkpoints import Checkpoints, Damaged
 from gpu_monitor.training.copying import CopyRefused, copy_steady
 from gpu_monitor.training.drafts import PREFIX
 from gpu_monitor.training.models import ModelRefused, Models, find_model, list_models, verify_model
 from gpu_monitor.training.recorder import Recorder, Run
+from gpu_monitor.wire.artifact_names import NameRefused, check_name
 from tests.fakes.clock import FakeClock
 from tests.training.test_checkpoints import media_of
 

@@ -128,7 +128,7 @@ def test_only_old_files_of_vanished_runs_are_tidied_away(runtime: Path, tmp_path
     for name, age in (("1-1.json", 8), ("2-1.json", 6), (mine, 8), ("notes.txt", 8)):
         (place / name).write_text("{}")
         os.utime(place / name, (NOW - age * 86400, NOW - age * 86400))
-    assert list(folders(NOW, tmp_path / "none"))[0] == place
+    assert next(folders(NOW, tmp_path / "none")) == place
     assert sorted(path.name for path in place.iterdir()) == sorted(["2-1.json", mine, "notes.txt"])
 
 

@@ -16,12 +16,12 @@ from typing import Any
 
 from gpu_monitor.core.clock import Clock, SystemClock
 from gpu_monitor.core.errors import GpuMonitorError, NothingFound
-from gpu_monitor.training.artifact_names import NameRefused, check_name
 from gpu_monitor.training.checkpoints import FOLDER as CHECKPOINTS
 from gpu_monitor.training.checkpoints import Book, list_checkpoints
 from gpu_monitor.training.copying import copy_steady, link_or_copy
 from gpu_monitor.training.drafts import drafting, place
 from gpu_monitor.training.holdings import Holdings
+from gpu_monitor.wire.artifact_names import NameRefused, check_name
 from gpu_monitor.wire.training import Media
 
 FOLDER = "artifacts"

@@ -241,6 +241,7 @@ WRONG = [
     (BEGIN + encode(Alert(0, "fatal", "a", "b")), "the level of an alert"),
     (BEGIN + encode(Tag(0, "", "x")), "the key of a tag"),
     (BEGIN + encode(Media(0, None, "art/e", "x", {})), "no kind of media"),
+    (BEGIN + encode(Media(0, None, "artifact", "../../etc/passwd", {})), "cannot name an artifact"),
     (BEGIN + encode(Media(0, None, "image", "x", {"sha256": "ABC"})), "64 hexadecimal digits"),
     (BEGIN + encode(Media(0, 2**70, "image", "x", {})), "64 bits"),
 ]  # fmt: skip

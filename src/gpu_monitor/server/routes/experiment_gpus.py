@@ -61,7 +61,7 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     `prorated`: periods of reports at the edges were taken in part. `coverage`: recorded part of the time, 0 to 1.
     """
 
-    gpu_hours: float
+    gpu_hours: float | None
     gpu_utilization: float | None
     energy_kwh: float | None
     energy_reason: str | None
@@ -175,7 +175,8 @@ def gpus_of_run(
             items.append(_item(board, held, sums, curves))
     total = msgspec.convert(_usage(whole), Usage)
     if not items:
-        total = msgspec.structs.replace(total, energy_reason="no GPU of it is known", coverage=None)
+        reason = "no GPU of it is known"
+        total = msgspec.structs.replace(total, gpu_hours=None, energy_reason=reason, coverage=None)
     is_simulated = any(one.simulated for one in items)
     return json_answer(
         GpusOfRun(experiment_id=row.uid, axis=axis, simulated=is_simulated, total=total, items=items)

@@ -222,8 +222,10 @@ class Terms:
         return _COMPARE[asked.operator](found, 1)
 
 
-DURATION: Column = func.coalesce(experiments.c.ended, experiments.c.last_time) - experiments.c.started
-"""Seconds from the start to the end, of one that runs to its newest record; NULL before there is one."""
+_LASTED: Column = func.coalesce(experiments.c.ended, experiments.c.last_time) - experiments.c.started
+DURATION: Column = case((_LASTED >= 0, _LASTED), else_=None)
+"""Seconds from the start to the end, of one that runs to its newest record; NULL before there is one, and where the
+clock was set back so far that nobody knows."""
 
 
 def is_stalled(now: float) -> ColumnElement[bool]:

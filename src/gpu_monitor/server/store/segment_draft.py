@@ -19,6 +19,7 @@ from gpu_monitor.server.store.segment_records import (
     PointRun,
     Records,
 )
+from gpu_monitor.wire.artifact_names import NameRefused, check_name
 from gpu_monitor.wire.training import (
     KEY_LETTERS,
     MEMBERS,
@@ -259,6 +260,11 @@ class _Work:
         sha256, size, kind, file, data = (more.pop(key, None) for key in _BLOB_KEYS)
         if not _KIND.fullmatch(item.kind):
             raise self.bad(f"{item.kind[:40]!r} is no kind of media")
+        if item.kind == "artifact":
+            try:
+                check_name(item.name)
+            except NameRefused as error:
+                raise self.bad(error.message) from None
         if sha256 is not None and not (isinstance(sha256, str) and SHA256.fullmatch(sha256)):
             raise self.bad("sha256 has 64 hexadecimal digits in small letters")
         if size is not None and not (type(size) is int and 0 <= size <= MOST_INTEGER):
