@@ -212,6 +212,14 @@ def test_who_may_write_experiments(server: Server, token: str) -> None:
     assert shown["contract_number"] == "777"
 
 
+def test_a_clock_that_was_set_back_makes_no_negative_duration(server: Server, token: str) -> None:
+    assert (
+        put(server, token, BEGIN + encode(Status(-3_600_000, "completed", {}))).json["status"] == "completed"
+    )
+    shown = server.ask("GET", f"/api/experiments/{RUN}", token=token).json
+    assert (shown["status"], shown["duration_seconds"]) == ("completed", None)
+
+
 def test_encodings_digests_and_sizes(server: Server, token: str) -> None:
     path = f"/api/experiments/{RUN}/segments/{SEGMENT}?offset=0"
     packed = gzip.compress(BEGIN)
