@@ -16,11 +16,13 @@ from hypothesis import strategies as st
 
 from gpu_monitor.core.errors import NothingFound
 from gpu_monitor.training.tensorboard.crc32c import crc32c, masked
-from gpu_monitor.training.tensorboard.events import EventReader
+from gpu_monitor.training.tensorboard.events import Event, EventReader
 from gpu_monitor.training.tensorboard.frames import Frame, Stop, read_frames
 from gpu_monitor.training.tensorboard.messages import BadMessage, read_fields
 from gpu_monitor.training.tensorboard.runs import import_runs
+from gpu_monitor.training.tensorboard.segment import Segment
 from gpu_monitor.wire.training import (
+    About,
     AnyRecord,
     Header,
     Media,
@@ -29,6 +31,7 @@ from gpu_monitor.wire.training import (
     PointSet,
     Series,
     Status,
+    Writer,
     decode,
     number_of,
     whole_lines,
@@ -167,7 +170,7 @@ def test_frames_of_a_damaged_or_torn_file(tmp_path: Path) -> None:
     path.write_bytes(damaged)
     assert list(read_frames(path))[1:] == [Stop(len(good[0]), False)]
     path.write_bytes(struct.pack("<QI", 1 << 40, masked(struct.pack("<Q", 1 << 40))))
-    assert list(read_frames(path)) == [Stop(0, True)]
+    assert list(read_frames(path)) == [Stop(0, False)]
 
 
 @given(st.binary(max_size=200))
@@ -408,3 +411,106 @@ def test_what_pytorchs_own_writer_wrote(tmp_path: Path) -> None:
     }  # fmt: skip
     params = [record.params for found in folders.values() for record in found if isinstance(record, Params)]
     assert params == [{"lr": 0.5, "name": "x", "flag": True, "n": 3}]
+
+
+def test_metrics_beyond_the_most_of_a_segment_are_counted_and_left_out(tmp_path: Path) -> None:
+    events = [event(1_700_000_000.0 + at, at, scalar(f"one/{at}", float(at))) for at in range(6_000)]
+    events.append(event(1_700_010_000.0, 7, *(scalar(f"many/{at}", float(at)) for at in range(4_030))))
+    events.append(event(1_700_010_001.0, 8, scalar("late", 1.0), scalar("one/5", 9.0)))
+    path = write_run(tmp_path / "run", *events)
+    [report] = import_runs(tmp_path / "run", tmp_path / "out")
+    [file] = report.files
+    assert dict(file.left_out) == {"value of a metric beyond the first 10,000": 31}
+    assert (file.values, len(file.metrics), file.problems) == (10_001, 10_000, [])
+    found = series(records(tmp_path / "out"))
+    assert len(found) == 10_000
+    assert found["one/5"] == [(5, 5.0), (8, 9.0)]
+    assert found["many/3999"] == [(7, 3_999.0)]
+    assert not {"many/4000", "late"} & found.keys()
+    # What comes later goes on under the same rule.
+    write_run(tmp_path / "run", event(1_700_010_002.0, 9, scalar("later", 1.0), scalar("one/5", 10.0)))
+    [again] = import_runs(path, tmp_path / "out")
+    assert (again.files[0].outcome, again.files[0].values, again.files[0].left_out.total()) == ("grown", 1, 1)
+
+
+def test_combinations_of_metrics_are_not_put_down_beyond_what_a_segment_may_have() -> None:
+    # 200 events of 1,000 metrics each, every time with another one left out: 200,000 in sets, were they all put down.
+    writer = Writer(host="here", pid=1)
+    about = About(
+        experiment_id="e", segment="seg-00000000", name="n", project="p", started=1.0, writer=writer
+    )
+    segment = Segment.begin(about, {})
+    names = [f"m{at}" for at in range(1_001)]
+    for at in range(200):
+        scalars = [(name, float(at)) for name in names if name != names[at]]
+        segment.take(Event(2.0 + at, at, segment.with_room(scalars)), [])
+    found = [decode(line) for line in segment.lines]
+    assert sum(len(one.series) for one in found if isinstance(one, PointSet)) <= 200_000
+    values = series(found)
+    assert values["m700"] == [(at, float(at)) for at in range(200)]
+    assert values["m3"] == [(at, float(at)) for at in range(200) if at != 3]
+
+
+def test_tags_that_become_one_name_get_numbers_and_keep_them(tmp_path: Path) -> None:
+    write_run(
+        tmp_path / "run", event(1_700_000_001.0, 1, *(scalar(tag, 1.0) for tag in ("a%", "a&", "a__2", "a_")))
+    )
+    import_runs(tmp_path / "run", tmp_path / "out")
+    write_run(
+        tmp_path / "run", event(1_700_000_002.0, 2, *(scalar(tag, 2.0) for tag in ("a?", "a&", "a__2")))
+    )
+    import_runs(tmp_path / "run", tmp_path / "out")
+    tags = {
+        str(record.more.get("tag", record.name)): record.name
+        for record in records(tmp_path / "out")
+        if isinstance(record, Series)
+    }
+    assert tags == {"a%": "a_", "a&": "a__2", "a__2": "a__2_2", "a_": "a__3", "a?": "a__4"}
+
+
+def test_times_that_cannot_be_are_counted_and_said(tmp_path: Path) -> None:
+    wrong = [float("nan"), 1e300, -1e18, float("inf"), 5e11]
+    events = [event(1_700_000_010.0, 0, scalar("loss", 0.0))]
+    events += [event(time, at, scalar("loss", 1.0)) for at, time in enumerate(wrong, 1)]
+    events += [event(1_700_000_020.0, 9, scalar("loss", 2.0))]
+    write_run(tmp_path / "run", *events)
+    done = ask(tmp_path, "import", "--tensorboard", "run", "--directory", "out")
+    assert done.returncode == 0, done.stderr
+    assert "5 events without a right time, which have that of the one before" in done.stdout
+    assert [record.at for record in records(tmp_path / "out") if isinstance(record, Points)] == [
+        10_000
+    ] * 6 + [20_000]
+    told = json.loads(
+        ask(tmp_path, "import", "--tensorboard", "run", "--directory", "other", "--json").stdout
+    )
+    assert told["runs"][0]["files"][0]["events_without_time"] == 5
+
+
+def test_a_first_time_that_cannot_be_is_that_of_the_file_s_name(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "events.out.tfevents.1700000000.host-1.42.0"
+    path.parent.mkdir()
+    path.write_bytes(frame(event(float("nan"), 0)) + frame(event(1_700_000_005.0, 1, scalar("loss", 1.0))))
+    [report] = import_runs(path, tmp_path / "out")
+    assert str(report.experiment_id).startswith("20231114T221320Z-tb")
+    [header] = [one for one in records(tmp_path / "out") if isinstance(one, Header)]
+    assert header.about.started == 1_700_000_000.0
+
+
+def test_a_length_that_no_record_has_does_not_hide_what_follows_without_a_word(tmp_path: Path) -> None:
+    path = write_run(tmp_path / "run", event(1_700_000_001.0, 1, scalar("loss", 1.0)))
+    good, length = path.read_bytes(), struct.pack("<Q", 2 << 30)
+    path.write_bytes(good + length + struct.pack("<I", masked(length)) + b"abc" + good)
+    done = ask(tmp_path, "import", "--tensorboard", "run", "--directory", "out")
+    assert done.returncode == 1
+    assert f"is damaged at byte {len(good):,}; what follows cannot be found" in done.stderr
+    assert series(records(tmp_path / "out")) == {"loss": [(1, 1.0)]}
+
+
+def test_the_torn_end_of_a_file_is_said(tmp_path: Path) -> None:
+    path = write_run(tmp_path / "run", event(1_700_000_001.0, 1, scalar("loss", 1.0)))
+    with path.open("ab") as file:
+        file.write(frame(event(1_700_000_002.0, 2, scalar("loss", 2.0)))[:-7])
+    torn = len(frame(event(1_700_000_002.0, 2, scalar("loss", 2.0)))) - 7
+    done = ask(tmp_path, "import", "--tensorboard", "run", "--directory", "out")
+    assert done.returncode == 0
+    assert f"its last {torn} bytes are no whole record (yet)" in done.stdout

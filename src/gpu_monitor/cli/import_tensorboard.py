@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
 def _print(report: RunReport) -> None:
     print(clean(f"{report.name}: {report.experiment_id or 'nothing to import'}"))
     for file in report.files[:_SHOWN]:
-        if file.outcome != EMPTY or file.left_out:
+        if file.outcome != EMPTY or file.left_out or file.torn:
             print(clean(f"  {file.path.name}: {', '.join(_parts(file))}"))
     if len(report.files) > _SHOWN:
         print(f"  and {len(report.files) - _SHOWN} more files (see --json)")
@@ -84,6 +84,10 @@ def _parts(file: FileReport) -> list[str]:
         (file.params, f"{file.params:,} parameters"),
     )
     parts = [file.outcome, *(text for count, text in counts if count)]
+    if file.without_time:
+        parts.append(f"{file.without_time:,} events without a right time, which have that of the one before")
+    if file.torn:
+        parts.append(f"its last {file.torn:,} bytes are no whole record (yet)")
     left = [f"{count:,} x {kind}" for kind, count in file.left_out.most_common(_SHOWN)]
     return parts + ([f"left out: {'; '.join(left)}"] if left else [])
 
@@ -96,7 +100,8 @@ def _as_json(report: RunReport) -> dict[str, Any]:
             {
                 "file": str(file.path), "outcome": file.outcome, "segment": file.segment, "values": file.values,
                 "metrics": sorted(file.metrics), "texts": file.texts, "pictures": file.pictures,
-                "params": file.params, "left_out": dict(file.left_out), "problems": file.problems,
+                "params": file.params, "events_without_time": file.without_time, "torn_bytes": file.torn,
+                "left_out": dict(file.left_out), "problems": file.problems,
             }
             for file in report.files
         ],

@@ -27,7 +27,10 @@ class Frame:
 
 @dataclass(frozen=True)
 class Stop:
-    """Why reading ended before the file did. `is_torn`: the rest of a record is not there (yet); else it is damaged."""
+    """Why reading ended before the file did. `is_torn`: the rest of a record is not there (yet); else it is damaged.
+
+    A record that says that it is longer than any is, and than the file, is damaged, whatever its check says.
+    """
 
     offset: int
     is_torn: bool
@@ -52,7 +55,7 @@ def read_frames(path: Path, offset: int = 0) -> Iterator[Frame | Stop]:
             end = offset + _HEAD.size + length + _FOOT.size
             if length > LONGEST:
                 if not _reaches(file, end):
-                    yield Stop(offset, True)
+                    yield Stop(offset, False)
                     return
                 content = None
             else:

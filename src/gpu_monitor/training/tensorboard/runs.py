@@ -22,8 +22,8 @@ from gpu_monitor.training.place import LOG
 from gpu_monitor.training.tensorboard.events import Event, EventReader, Picture
 from gpu_monitor.training.tensorboard.frames import Frame, Stop, read_frames
 from gpu_monitor.training.tensorboard.messages import BadMessage
-from gpu_monitor.training.tensorboard.segment import Segment
-from gpu_monitor.wire.training import About, BadRecord, Writer
+from gpu_monitor.training.tensorboard.segment import Segment, is_time
+from gpu_monitor.wire.training import SERIES, About, BadRecord, Writer
 
 PROJECT = "tensorboard"
 _MARK = "tfevents"
@@ -36,7 +36,11 @@ NEW, GROWN, UNCHANGED, EMPTY, FAILED = "new", "grown", "unchanged", "empty", "fa
 
 @dataclass
 class FileReport:
-    """What came of one event file. `values`, `metrics`, `texts`, `pictures`: what was taken now."""
+    """What came of one event file. `values`, `metrics`, `texts`, `pictures`: what was taken now.
+
+    `without_time`: events of these whose time cannot be one, and which have that of the event before. `torn`: bytes at
+    the file's end that are no whole record (yet).
+    """
 
     path: Path
     outcome: str = EMPTY
@@ -46,6 +50,8 @@ class FileReport:
     texts: int = 0
     pictures: int = 0
     params: int = 0
+    without_time: int = 0
+    torn: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
 
@@ -151,8 +157,14 @@ def _source_of(path: Path, report: FileReport) -> list[_Source]:
             _fail(report, f"holds no events: {error.message}")
             return []
         key = hashlib.sha256(path.name.encode("utf-8", "replace") + b"\0" + found.content).hexdigest()
-        return [_Source(path, key, event.time if 0 <= event.time < 1 << 36 else 0.0)]
+        return [_Source(path, key, event.time if is_time(event.time) else _named_time(path))]
     return []
+
+
+def _named_time(path: Path) -> float:
+    """When a file was begun by its name; 0.0 where that does not say so either."""
+    named = _NAMED.search(path.name)
+    return float(named[1]) if named else 0.0
 
 
 def _import_file(source: _Source, run: _Run, report: FileReport) -> None:
@@ -162,7 +174,9 @@ def _import_file(source: _Source, run: _Run, report: FileReport) -> None:
     reader, last = EventReader(), segment.offset
     for found in read_frames(source.path):
         if isinstance(found, Stop):
-            if not found.is_torn:
+            if found.is_torn:
+                report.torn = max(0, source.path.stat().st_size - found.offset)
+            else:
                 report.problems.append(f"is damaged at byte {found.offset:,}; what follows cannot be found")
             break
         # What is there already is read all the same: tags are explained with their first value only.
@@ -217,6 +231,12 @@ def _event(reader: EventReader, frame: Frame) -> Event | None:
 
 
 def _take(event: Event, segment: Segment, run: _Run, report: FileReport) -> None:
+    count = len(event.scalars)
+    event.scalars = segment.with_room(event.scalars)
+    if count > len(event.scalars):
+        report.left_out[f"value of a metric beyond the first {SERIES:,}"] += count - len(event.scalars)
+    if not is_time(event.time) and (event.scalars or event.texts or event.pictures or event.params):
+        report.without_time += 1
     report.values += len(event.scalars)
     report.metrics |= {tag for tag, _ in event.scalars}
     report.texts += len(event.texts)
