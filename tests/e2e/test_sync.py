@@ -10,13 +10,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.e2e.program import PROGRAM, ask, environment
 from tests.e2e.waiting import until
 from tests.fakes.experiments import Fault, Shelf
-from tests.fakes.segments import add_blob, make, points
+from tests.fakes.segments import add_blob, line, make, points
 
 TRAINER = """
 import sys
@@ -52,8 +53,8 @@ def kill_after(steps: int, home: Path, *words: str, **more: str) -> int:
     )  # fmt: skip
     assert trainer.stdout is not None
     last = -1
-    for line in trainer.stdout:
-        last = int(line)
+    for said in trainer.stdout:
+        last = int(said)
         if last >= steps:
             break
     trainer.kill()
@@ -104,8 +105,110 @@ def test_the_next_start_uploads_what_the_killed_one_left(shelf: Shelf, tmp_path:
         [sys.executable, "-c", code], cwd=tmp_path, env=environment(tmp_path), stdin=subprocess.PIPE
     )
     until(lambda: len(shelf.segments) == 3 and all_held(shelf, tmp_path / "experiments"), "all are there")
+    killed = {path.stem for path in segments_of(tmp_path) if b'"completed"' not in path.read_bytes()}
+    until(lambda: len(shelf.ended) == 2, "it tells of both that vanished")
     next_one.communicate(b"\n", timeout=60)
     assert next_one.returncode == 0
+    assert {body["segment"] for _, body in shelf.ended} <= killed
+    assert {body["by"] for _, body in shelf.ended} == {"sdk"}
+
+
+def segments_of(home: Path) -> list[Path]:
+    """The segments of all trainings of a home."""
+    return sorted((home / "experiments").glob("*/seg-*.log"))
+
+
+def records_of(path: Path) -> list[list[Any]]:
+    """The records of whole lines, each with its check."""
+    return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="that a process is gone is told from /proc of Linux")
+def test_the_server_is_told_that_a_killed_training_is_gone_once(shelf: Shelf, tmp_path: Path) -> None:
+    kill_after(500, tmp_path)
+    done = ask(tmp_path, "sync", "--server", shelf.url)
+    (path,) = segments_of(tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0].endswith(" uploaded, crashed")
+    ((experiment, body),) = shelf.ended
+    header, *rest = records_of(path)
+    writer = header[2]["writer"]
+    last = [record for record in rest if record[0] == "p"][-1]
+    assert experiment == path.parent.name
+    assert body == {
+        "segment": path.stem, "boot_id": writer["boot_id"], "start_ticks": writer["start_ticks"],
+        "ns_pid": writer["ns_pid"], "time": pytest.approx(header[2]["started"] + last[1] / 1000, abs=0.001), "by": "sync",
+    }  # fmt: skip
+    again = ask(tmp_path, "sync", "--server", shelf.url)
+    assert (again.returncode, again.stdout, len(shelf.ended)) == (0, "", 1)
+    shelf.segments.clear()  # the server lost its database, and what it was told
+    assert ask(tmp_path, "sync", "--server", shelf.url).returncode == 0
+    assert len(shelf.ended) == 2
+    told = ask(tmp_path, "sync", "--server", shelf.url, "--again", "--json")
+    assert [one["crashed"] for one in json.loads(told.stdout)["experiments"]] == [True]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="that a process is gone is told from /proc of Linux")
+@pytest.mark.parametrize("status", [404, 405, 409, 410, 422])
+def test_a_server_that_takes_no_ends_has_everything_all_the_same(
+    status: int, shelf: Shelf, tmp_path: Path
+) -> None:
+    kill_after(50, tmp_path)
+    shelf.ended_status = status
+    done = ask(tmp_path, "sync", "--server", shelf.url)
+    assert (done.returncode, all_held(shelf, tmp_path / "experiments")) == (0, True), done.stderr
+    assert "crashed" not in done.stdout + done.stderr
+    assert shelf.count("POST", "/ended") == 1
+    shelf.ended_status = None  # it learned to
+    later = ask(tmp_path, "sync", "--server", shelf.url)
+    assert (later.returncode, len(shelf.ended)) == (0, 1)
+    assert later.stdout.rstrip().endswith("  killed: crashed")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="that a process is gone is told from /proc of Linux")
+def test_only_writers_that_are_known_to_be_gone_are_told_of(shelf: Shelf, tmp_path: Path) -> None:
+    ours, runs = os.uname().nodename, tmp_path / "experiments"
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    before = "00000000-0000-4000-8000-000000000000"
+    # No process has the pid 4194304 (the largest is one less), and none began at tick 1 with ours.
+    process = {"pid": 1 << 22, "start_ticks": 1, "ns_pid": 1 << 22}
+
+    def left(name: str, said: tuple[str, ...] = (), parent: str | None = None, **writer: Any) -> None:
+        more = {} if parent is None else {"parent": parent}
+        path = make(runs, name, writer={"host": ours, **process, **writer}, **more)
+        with path.open("ab") as out:
+            out.writelines(line("z", 20 + at, status, {}) for at, status in enumerate(said))
+
+    left("gone", boot_id=boot)
+    left("gone-and-said-it-ran", ("running",), boot_id=boot)
+    left("restarted-machine", boot_id=before)
+    left("completed", ("running", "completed"), boot_id=boot)
+    left("stopped", ("stopped",), boot_id=boot)
+    left("elsewhere", boot_id=before, host="another-machine")
+    left("unknown-boot")
+    left("child", parent="seg-b0000000", boot_id=boot)
+    left("alive", boot_id=boot, pid=os.getpid(), start_ticks=_ticks(os.getpid()))
+    left("resumed", boot_id=boot)
+    with make(runs, "resumed", "seg-b0000000", started=1.7e9 + 60, writer={"host": ours, "pid": 1}).open(
+        "ab"
+    ) as out:
+        out.write(line("z", 30, "completed", {}))
+    done = ask(tmp_path, "sync", "--server", shelf.url)
+    assert done.returncode == 0, done.stdout
+    ends = dict(shelf.ended)
+    assert set(ends) == {"gone", "gone-and-said-it-ran", "restarted-machine", "resumed"}
+    # The last point is 9 ms after the start; the status is 20 ms after it.
+    assert ends["gone"]["time"] == 1_700_000_000.009
+    assert ends["gone-and-said-it-ran"]["time"] == 1_700_000_000.02
+    told = [one.path for one in shelf.asked]
+    assert told.index("/api/experiments/resumed/segments/seg-b0000000") < told.index(
+        "/api/experiments/resumed/ended"
+    ), "the segment that says how it ended goes before the end of the one before"
+
+
+def _ticks(pid: int) -> int:
+    """When a process began, in ticks of this boot."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
 
 
 def test_settings_of_the_environment_hold(shelf: Shelf, tmp_path: Path) -> None:
@@ -137,6 +240,7 @@ def test_it_says_what_became_of_each_experiment(shelf: Shelf, tmp_path: Path) ->
     assert found["good"] == {
         "id": "good", "name": "resnet", "folder": str(tmp_path / "runs/good"), "uploaded_bytes": size + 7000,
         "uploaded_files": 1, "local_bytes": 0, "local_files": 0, "torn_bytes": 0, "reasons": [], "written": False,
+        "crashed": False,
     }  # fmt: skip
     assert (found["torn"]["torn_bytes"], found["torn"]["local_bytes"]) == (5, 0)
     assert found["other"]["local_bytes"] == other.stat().st_size

@@ -31,6 +31,7 @@ from tests.fakes.server import Authority
 _SEGMENT = re.compile(r"/api/experiments/([A-Za-z0-9][A-Za-z0-9._-]{0,127})/segments/(seg-[a-z0-9]{8,64})")
 _BLOB = re.compile(r"/api/blobs/([0-9a-f]{64})")
 _ALIVE = re.compile(r"/api/experiments/([^/]+)/alive")
+_ENDED = re.compile(r"/api/experiments/([^/]+)/ended")
 _MOST = 1 << 20
 
 
@@ -74,6 +75,12 @@ class Shelf:
         self.whole: set[str] = set()
         self.asked: list[Asked] = []
         self.alive: list[tuple[str, Any]] = []
+        self.ended: list[tuple[str, Any]] = []
+        """What it was told of writers that vanished, by experiment."""
+        self.ended_status: int | None = None
+        """What it answers to that instead, which it then does not take; None: it takes it."""
+        self.broken: dict[str, int] = {}
+        """The status that is answered to each request for a segment of this name."""
         self.release = threading.Event()
         self._faults: deque[Fault] = deque()
         self._then = Fault("good")
@@ -170,11 +177,18 @@ class Shelf:
             if found := _ALIVE.fullmatch(path):
                 self.alive.append((found[1], json.loads(body)))
                 return 200, {}
+            if (found := _ENDED.fullmatch(path)) and self.ended_status is None:
+                self.ended.append((found[1], json.loads(body)))
+                return 200, {"experiment_id": found[1], "status": "crashed"}
+            if found and self.ended_status is not None:
+                return self.ended_status, {"detail": "this end is not taken"}
             return 404, {"detail": "there is no such place"}
 
     def _take_segment(
         self, experiment: str, segment: str, offset: int | None, body: bytes, digest: str | None
     ) -> tuple[int, Any]:
+        if segment in self.broken:
+            return self.broken[segment], {"detail": "this one breaks it"}
         problem = _problem(body, digest, self.most)
         if problem is not None:
             return problem

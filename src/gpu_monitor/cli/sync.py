@@ -107,7 +107,8 @@ def _sync(
     try:
         for one in sync.run(folders):
             found.append(one)
-            if not args.json and (one.uploaded_bytes or one.uploaded_files or one.reasons or not one.is_done):
+            has_news = one.uploaded_bytes or one.uploaded_files or one.reasons or one.is_crashed
+            if not args.json and (has_news or not one.is_done):
                 bar.clear()
                 print(_line(one), flush=True)
     finally:
@@ -172,6 +173,8 @@ def _line(one: Synced) -> str:
         words.append(f"{size_text(one.local_bytes)} still local")
     if one.local_files:
         words.append(f"{one.local_files} file{'' if one.local_files == 1 else 's'} not uploaded")
+    if one.is_crashed:
+        words.append("crashed")
     reason = f" ({clean(one.reasons[0])})" if one.reasons else ""
     name = f"  {clean(one.name)}" if one.name else ""
     return f"{clean(one.experiment_id)}{name}: {', '.join(words or ['nothing to send'])}{reason}"
@@ -200,7 +203,7 @@ def _record(server: ExperimentServer, found: Sequence[Synced]) -> dict[str, obje
                 "id": one.experiment_id, "name": one.name, "folder": str(one.folder),
                 "uploaded_bytes": one.uploaded_bytes, "uploaded_files": one.uploaded_files,
                 "local_bytes": one.local_bytes, "local_files": one.local_files, "torn_bytes": one.torn_bytes,
-                "reasons": list(one.reasons), "written": one.is_written,
+                "reasons": list(one.reasons), "written": one.is_written, "crashed": one.is_crashed,
             }
             for one in found
         ],

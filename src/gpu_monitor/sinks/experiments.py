@@ -58,7 +58,8 @@ class Meaning(Enum):
 class Told:
     """What came of one request. `offset`: how far the server holds it, where it said so; `text` is for people.
 
-    `after`: seconds that it asked to be left alone; `status`: of HTTP, where there was an answer.
+    `after`: seconds that it asked to be left alone; `status`: of HTTP, where it was a refusal; `standing`: the
+    experiment's status there, where an end was told.
     """
 
     meaning: Meaning
@@ -66,6 +67,7 @@ class Told:
     text: str = ""
     after: float | None = None
     status: int | None = None
+    standing: str | None = None
 
     @property
     def is_for_all(self) -> bool:
@@ -147,14 +149,14 @@ class ExperimentServer:
 
     def tell_alive(self, experiment_id: str, segment: str, at: int) -> Told:
         """Say that the writer of a segment lives, `at` ms after the segment's start."""
-        body = json.dumps({"segment": segment, "at": at}).encode()
-        headers = {"Content-Type": "application/json"}
-        reply = self._carry("POST", f"/api/experiments/{experiment_id}/alive", headers, body)
-        return (
-            self._judge_failure(reply)
-            if isinstance(reply, Failure)
-            else self._judge(reply, needs_offset=False)
-        )
+        return self._post(f"/api/experiments/{experiment_id}/alive", {"segment": segment, "at": at})
+
+    def tell_ended(self, experiment_id: str, body: Mapping[str, Any]) -> Told:
+        """Say that the writer of a segment is gone (`body` as in docs/segments.md); HELD has `standing`.
+
+        ABSENT, or a `status` of 409: the server does not know the experiment or the writer, or takes no ends at all.
+        """
+        return self._post(f"/api/experiments/{experiment_id}/ended", body)
 
     def get(self, path: str, headers: Mapping[str, str] | None = None) -> Reply | Failure:
         """What the server answers to a question; an answer beyond 1 MiB has no `data`: ask for ranges of a file."""
@@ -174,6 +176,15 @@ class ExperimentServer:
         """Close the idle connection; the next request opens a new one."""
         with self._lock:
             self._connection.close()
+
+    def _post(self, path: str, body: Mapping[str, Any]) -> Told:
+        reply = self._carry("POST", path, {"Content-Type": "application/json"}, json.dumps(body).encode())
+        if isinstance(reply, Failure):
+            return self._judge_failure(reply)
+        told = self._judge(reply, needs_offset=False)
+        answer = read_object(reply.data or b"") or {}
+        standing = answer.get("status") if told.meaning is Meaning.HELD else None
+        return replace(told, standing=standing) if isinstance(standing, str) else told
 
     def _put(self, path: str, piece: bytes, kind: str) -> Told:
         digest = base64.b64encode(hashlib.sha256(piece).digest()).decode()

@@ -2,7 +2,7 @@
 """Uploads one segment of an experiment from its file on disk, a request a step.
 
 Nothing of its writer is needed, nor touched: the file only ever grows. `seg-*.sent` remembers how far each server
-holds it. That is a cache: what the server says counts.
+holds it, and whether it was told that the writer is gone. That is a cache: what the server says counts.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ _JUMPS = 3
 _MEDIA = b'["m",'
 _HEADER_BYTES = 64 * 1024
 _SENT_BYTES = 64 * 1024
+_TOLD = "#ended"
+"""After a server's address, which has no fragment: it was told that the writer is gone."""
 
 
 class SegmentSender:
@@ -57,6 +59,19 @@ class SegmentSender:
         """The least that the server has said to hold, where it was less than was remembered."""
         self.is_deleted_there = False
         """The server says that the experiment was deleted there: it takes nothing of it any more, and is owed nothing."""
+        self.is_end_told = trusts_cache and self._told_key in self._sent
+        """Whether the server took note that the writer is gone, as far as is known here."""
+
+    @property
+    def _told_key(self) -> str:
+        return f"{self._server.base}{_TOLD}"
+
+    def note_end_told(self) -> None:
+        """Remember on disk that the server took note of its writer's end."""
+        self.is_end_told = True
+        if self._told_key not in self._sent:
+            self._sent[self._told_key] = self.held
+            self._write()
 
     def look_again(self) -> None:
         """Have the next step send the last line that the server is remembered to hold once more.
@@ -105,6 +120,9 @@ class SegmentSender:
         """Remember on disk how far the server holds it; where that cannot be written, it is asked anew next time."""
         if self.held == self._saved:
             return
+        self._write()
+
+    def _write(self) -> None:
         self._sent[self._server.base] = self.held
         new = self.path.with_suffix(f".sent.{os.getpid()}")
         with contextlib.suppress(OSError):
@@ -166,6 +184,9 @@ class SegmentSender:
             )
             return told
         self.least = min(self.least, offset)
+        if offset < self._saved:
+            self._sent.pop(self._told_key, None)  # it lost what it held, and what it was told
+            self.is_end_told = False
         self._jumps = 0 if offset > self.held else self._jumps + 1
         self.held = offset
         if self._jumps > _JUMPS:

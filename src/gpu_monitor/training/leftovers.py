@@ -29,10 +29,10 @@ def experiment_folders(directory: Path, most: int | None = None) -> list[Path]:
     return [directory / name for name in chosen]
 
 
-def find_leftovers(directory: Path, base: str, most: int, but: Collection[str] = ()) -> Iterator[Path]:
+def find_leftovers(directory: Path, base: str, most: int, but: Collection[str] = ()) -> Iterator[list[Path]]:
     """Segments of earlier runs that the server at `base` is not known to hold whole, of the `most` newest experiments.
 
-    Those of experiments in `but`, and those that a living process writes, are left out.
+    Together those of one experiment. Experiments in `but`, and segments that a living process writes, are left out.
     """
     try:
         folders = experiment_folders(directory, most)
@@ -41,9 +41,9 @@ def find_leftovers(directory: Path, base: str, most: int, but: Collection[str] =
     for folder in folders:
         if folder.name in but:
             continue
-        for path in segment_files(folder):
-            if is_owed(path, base) and not is_being_written(path):
-                yield path
+        found = [path for path in segment_files(folder) if is_owed(path, base) and not is_being_written(path)]
+        if found:
+            yield found
 
 
 def is_owed(path: Path, base: str) -> bool:

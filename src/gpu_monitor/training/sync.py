@@ -19,9 +19,12 @@ from gpu_monitor.sinks.experiments import ExperimentServer, Meaning, Told
 from gpu_monitor.sinks.patience import Patience
 from gpu_monitor.sinks.segments import SegmentSender, read_header, read_sent, segment_files, size_of
 from gpu_monitor.training.leftovers import experiment_folders, is_being_written
+from gpu_monitor.training.vanished import find_vanished
 
 TRIES = 4
 """Failures in a row after which the server counts as gone; 3 to 7 s where it is dead."""
+BY = "sync"
+"""Who says that a writer is gone."""
 LONGEST_WAIT = 60.0
 """Seconds: a server that asks for more is come back to another time."""
 
@@ -32,7 +35,7 @@ class Synced:
 
     `local_bytes`: whole records that the server does not hold; `torn_bytes`: the end of a record that was never
     written whole, which stays; `reasons`: why something is still only here; `is_written`: a living process goes on
-    writing it.
+    writing it; `is_crashed`: the server was told that its writer is gone, and calls it crashed.
     """
 
     experiment_id: str
@@ -45,6 +48,7 @@ class Synced:
     torn_bytes: int = 0
     reasons: tuple[str, ...] = ()
     is_written: bool = False
+    is_crashed: bool = False
 
     @property
     def is_done(self) -> bool:
@@ -130,7 +134,10 @@ class Sync:
             finally:
                 sender.save()
             uploaded += max(0, sender.held - min(before, sender.least))
-        return self._sum_up(folder, senders, blobs, uploaded)
+        # Once all are there: a later segment may say that the run went on, or how it ended.
+        standings = [self._tell_end(sender) for sender in senders]
+        standing = next((one for one in reversed(standings) if one is not None), None)
+        return self._sum_up(folder, senders, blobs, uploaded, is_crashed=standing == "crashed")
 
     def _send(self, sender: SegmentSender, blobs: BlobSender) -> None:
         """One segment, as far as it goes."""
@@ -147,6 +154,25 @@ class Sync:
             else:
                 self._patience.succeeded()
 
+    def _tell_end(self, sender: SegmentSender) -> str | None:
+        """Tell the server of a writer that vanished, where it is not known to know; the experiment's status there then.
+
+        A server that does not take it is no reason to fail: it holds everything.
+        """
+        if self.stopped is not None or sender.problem is not None or sender.is_end_told:
+            return None
+        gone = find_vanished(sender.path)
+        while gone is not None and self.stopped is None:
+            told = gone.tell(self._server, BY)
+            if told.meaning is Meaning.HELD:
+                self._patience.succeeded()
+                sender.note_end_told()
+                return told.standing
+            if not told.is_for_all or told.status == 409:
+                return None
+            self._wait(told)
+        return None
+
     def _wait(self, told: Told) -> None:
         """Before the next try; or see that there is none."""
         pause = self._patience.failed(told)
@@ -157,7 +183,13 @@ class Sync:
         self._clock.wait(self._never, self._clock.monotonic() + pause)
 
     def _sum_up(
-        self, folder: Path, senders: Sequence[SegmentSender], blobs: BlobSender, uploaded: int
+        self,
+        folder: Path,
+        senders: Sequence[SegmentSender],
+        blobs: BlobSender,
+        uploaded: int,
+        *,
+        is_crashed: bool,
     ) -> Synced:
         header = next(filter(None, (read_header(sender.path) for sender in senders)), None)
         left = [0 if sender.is_deleted_there else max(0, sender.size() - sender.held) for sender in senders]
@@ -179,6 +211,7 @@ class Sync:
             torn_bytes=sum(torn),
             reasons=tuple(dict.fromkeys([*reasons, *blobs.problems.values()])),
             is_written=any(is_being_written(sender.path) for sender in senders),
+            is_crashed=is_crashed,
         )
 
 

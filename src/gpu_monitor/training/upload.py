@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""One experiment on its way to a server: this process's segment, those of its forked children, and how it stands."""
+"""One experiment on its way to a server: this process's segment, its forked children's, what earlier ones left of it."""
 
 from __future__ import annotations
 
@@ -10,19 +10,28 @@ from pathlib import Path
 from gpu_monitor.sinks.blobs import BlobSender
 from gpu_monitor.sinks.experiments import ExperimentServer, Told
 from gpu_monitor.sinks.segments import SegmentSender, read_header, segment_files
+from gpu_monitor.training.backlog import Backlog
+from gpu_monitor.training.leftovers import is_being_written, is_owed
 
-FAMILY_SECONDS = 2.0
-"""Between two looks for segments of forked children."""
+LOOK_SECONDS = 2.0
+"""Between two looks for segments of forked children, and of processes that are gone."""
 
 
 class Upload:
-    """One experiment that this process writes: its own segment and those of its forked children.
+    """One experiment that this process writes: its own segment, those of its forked children, and its backlog.
 
-    `at`: milliseconds since the segment's start. `tell`: says something once, by key.
+    The backlog is what other processes left of it that are gone, such as the one that was killed before this one went
+    on. `at`: milliseconds since the segment's start. `tell`: says something once, by key. `share`: this process's
+    number and how many there are; each takes what was left by the ranks that have its number modulo that.
     """
 
     def __init__(
-        self, server: ExperimentServer, path: Path, at: Callable[[], int], tell: Callable[[str, str], None]
+        self,
+        server: ExperimentServer,
+        path: Path,
+        at: Callable[[], int],
+        tell: Callable[[str, str], None],
+        share: tuple[int, int] = (0, 1),
     ) -> None:
         self.path = path
         self.at = at
@@ -36,10 +45,12 @@ class Upload:
         """The last answer that was no success."""
         self.blobs = BlobSender(server)
         self.senders = {path.stem: SegmentSender(server, self.blobs, path)}
+        self.backlog = Backlog(server)
         self.heard = 0.0
         self.saved = 0.0
         self.may_tell_alive = True
         self._server = server
+        self._share = share
         self._strangers: set[str] = set()
         self._looked = float("-inf")
 
@@ -48,20 +59,30 @@ class Upload:
         """The segment of this process."""
         return self.senders[self.path.stem]
 
-    def look_for_children(self, now: float) -> None:
-        """Take up segments whose writers were forked from one of ours, now and then."""
-        if not self.is_leaving and now - self._looked < FAMILY_SECONDS:
+    def look_around(self, now: float) -> None:
+        """Take up segments whose writers were forked from one of ours, or are gone, now and then.
+
+        Whoever lives uploads its own: it holds the lock of its segment.
+        """
+        if not self.is_leaving and now - self._looked < LOOK_SECONDS:
             return
         self._looked = now
+        number, count = self._share
         for path in segment_files(self.path.parent):
-            if path.stem in self.senders or path.stem in self._strangers:
+            if path.stem in self.senders or path.stem in self._strangers or path.stem in self.backlog:
                 continue
             header = read_header(path)
             if header is None:
                 continue  # not written yet
             if header.about.parent in self.senders:
                 self.senders[path.stem] = SegmentSender(self._server, self.blobs, path)
-            elif header.about.parent is None:
+            elif (header.about.writer.rank or 0) % count != number:
+                self._strangers.add(path.stem)
+            elif is_being_written(path):
+                continue
+            elif is_owed(path, self._server.base):
+                self.backlog.add(path)
+            else:
                 self._strangers.add(path.stem)
 
     def save(self, now: float) -> None:
@@ -69,13 +90,25 @@ class Upload:
         self.saved = now
         for sender in self.senders.values():
             sender.save()
+        self.backlog.save()
+
+    def moved(self) -> int:
+        """How far it is, in bytes, files included; a step adds what it brought."""
+        own = sum(sender.held for sender in self.senders.values()) + self.blobs.sent_bytes
+        return own + self.backlog.moved
 
     def left(self) -> int:
         """Bytes of its segments that the server is not known to hold."""
-        return sum(max(0, sender.size() - sender.held) for sender in self.senders.values())
+        own = sum(max(0, sender.size() - sender.held) for sender in list(self.senders.values()))
+        return own + self.backlog.left()
+
+    def missing(self) -> list[str]:
+        """Why files were not uploaded, one each."""
+        return [*self.blobs.problems.values(), *self.backlog.blobs.problems.values()]
 
     def why(self) -> Iterator[str]:
         """What stands in the way of the rest."""
-        yield from (sender.problem for sender in self.senders.values() if sender.problem is not None)
+        senders = [*self.senders.values(), *self.backlog.failed]
+        yield from (sender.problem for sender in senders if sender.problem is not None)
         if self.last is not None and self.last.text:
             yield self.last.text

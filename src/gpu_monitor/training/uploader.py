@@ -14,11 +14,11 @@ from pathlib import Path
 
 from gpu_monitor.config.training import TrainingSettings
 from gpu_monitor.core.clock import Clock, SystemClock
-from gpu_monitor.sinks.blobs import BlobSender
 from gpu_monitor.sinks.experiments import ExperimentServer, Meaning, Told
 from gpu_monitor.sinks.patience import Patience
 from gpu_monitor.sinks.segments import SegmentSender
-from gpu_monitor.training.identity import find_rank
+from gpu_monitor.training.backlog import Backlog
+from gpu_monitor.training.identity import find_rank, find_world_size
 from gpu_monitor.training.leftovers import find_leftovers
 from gpu_monitor.training.notice import tell
 from gpu_monitor.training.recorder import Recorder
@@ -60,9 +60,8 @@ class Uploader:
         self._thread: threading.Thread | None = None
         self._wake = threading.Event()
         self._retry_at = float("-inf")
-        self._leftovers: Iterator[Path] | None = None
-        self._leftover: SegmentSender | None = None
-        self._left_blobs = BlobSender(server)
+        self._leftovers: Iterator[list[Path]] | None = None
+        self._leftover: Backlog | None = None
         self._left_bytes = 0
         self.mistakes = 0
         """Errors of this program itself that ended a round."""
@@ -93,7 +92,7 @@ class Uploader:
     def _words(self, upload: Upload, timeout: float) -> str | None:
         left = upload.left()
         reasons = list(dict.fromkeys(upload.why()))
-        missing = list(upload.blobs.problems.values())
+        missing = upload.missing()
         if not left and not missing:
             return None
         if not left:
@@ -146,9 +145,10 @@ class Uploader:
         return ROUND_SECONDS
 
     def _drive(self, upload: Upload) -> tuple[Told | None, int]:
-        """One request for each segment of a run that has something to send: the answer that stops all, and bytes."""
-        upload.look_for_children(self._clock.monotonic())
-        before = sum(sender.held for sender in upload.senders.values()) + upload.blobs.sent_bytes
+        """One request for each segment of a run that has something to send, and one for what earlier processes left of
+        it: the answer that stops all, and bytes."""
+        upload.look_around(self._clock.monotonic())
+        before = upload.moved()
         is_idle = True
         for sender in list(upload.senders.values()):
             told = sender.step()
@@ -164,11 +164,19 @@ class Uploader:
             self._patience.succeeded()
             if sender is upload.own and told.meaning is Meaning.HELD:
                 upload.heard = self._clock.monotonic()
-        moved = sum(sender.held for sender in upload.senders.values()) + upload.blobs.sent_bytes - before
-        told = self._keep_lease(upload) if not upload.is_leaving else None
+        # The own ones go first, and one request more goes with them: so neither waits for the other.
+        told = upload.backlog.step(may_tell=upload.own.held > 0)
+        if told is not None and not told.is_for_all:
+            self._patience.succeeded()
+        is_idle = is_idle and told is None
+        for sender in upload.backlog.failed:
+            self._tell_problem(upload, sender)
+        if told is None or not told.is_for_all:
+            told = self._keep_lease(upload) if not upload.is_leaving else None
         if told is not None and told.is_for_all:
             upload.last = told
             return told, 0
+        moved = upload.moved() - before
         upload.last, upload.failures = None, 0
         now = self._clock.monotonic()
         if is_idle and upload.is_leaving:
@@ -196,17 +204,17 @@ class Uploader:
             own = {upload.path.parent.name for upload in self._uploads}
             self._leftovers = find_leftovers(self._directory, self.server.base, LEFT_EXPERIMENTS, own)
         if self._leftover is None:
-            path = next(self._leftovers, None)
-            if path is None:
+            paths = next(self._leftovers, None)
+            if paths is None:
                 self._directory = None
                 return None
-            self._leftover = SegmentSender(self.server, self._left_blobs, path)
-        sender = self._leftover
-        before = sender.held + self._left_blobs.sent_bytes
-        told = sender.step()
-        self._left_bytes += max(0, sender.held + self._left_blobs.sent_bytes - before)
-        if told is None or told.meaning is Meaning.ABSENT:
-            sender.save()
+            self._leftover = Backlog(self.server)
+            for path in paths:
+                self._leftover.add(path)
+        before = self._leftover.moved
+        told = self._leftover.step()
+        self._left_bytes += self._leftover.moved - before
+        if told is None:
             self._leftover = None
         return told
 
@@ -297,12 +305,12 @@ def begin(recorder: Recorder, settings: TrainingSettings) -> Delivery:
         wrong = server.prepare()
         if wrong is not None:
             recorder.warn_once("upload:prepare", f"{wrong.text}; everything is kept in {settings.directory}")
-        is_first = (
-            find_rank() or 0
-        ) == 0  # of the ranks of one start, one is enough to look after earlier runs
-        return Uploader(server, settings.directory if is_first else None)
+        # Of the ranks of one start, one is enough to look after earlier runs.
+        return Uploader(server, settings.directory if rank == 0 else None)
 
+    rank = find_rank() or 0
     uploader = UPLOADERS.find(base, make)
-    upload = Upload(uploader.server, recorder.writer.path, recorder.at, recorder.warn_once)
+    share = rank, find_world_size() or 1
+    upload = Upload(uploader.server, recorder.writer.path, recorder.at, recorder.warn_once, share)
     uploader.add(upload)
     return Delivery(uploader, upload)

@@ -460,12 +460,25 @@ def status_of(store: Store) -> tuple[Any, ...]:
     return run.status, run.ended, run.exit_code, run.signal, run.reason
 
 
-def ending(by: int | None = 12, **changed: Any) -> Ending:
-    given = {"segment": None, "boot_id": BOOT, "start_ticks": 86_400, "pid": None, "time": STARTED + 50.0}
-    return Ending(
-        author=Author("token agent", 1, ""), experiment=RUN, ns_pid=by, cause={"signal": 9, "oom": True}, by="agent",
-        **{**given, **changed},
-    )  # fmt: skip
+def ending(ns_pid: int | None = 12, **changed: Any) -> Ending:
+    given = {
+        "segment": None, "boot_id": BOOT, "start_ticks": 86_400, "pid": None, "time": STARTED + 50.0,
+        "cause": {"signal": 9, "oom": True}, "by": "agent",
+    }  # fmt: skip
+    return Ending(author=Author("token agent", 1, ""), experiment=RUN, ns_pid=ns_pid, **{**given, **changed})
+
+
+def test_the_first_word_on_an_end_counts_unless_a_later_one_knows_why(store: Store) -> None:
+    taken(store, upload(BEGIN))
+    write(store, ending(cause={}, by="sync", time=STARTED + 40.0))
+    assert status_of(store) == ("crashed", STARTED + 40, None, None, None)
+    write(store, ending(cause={}, by="sdk", time=STARTED + 45.0))
+    assert status_of(store) == ("crashed", STARTED + 40, None, None, None)
+    write(store, ending())
+    assert status_of(store) == ("crashed", STARTED + 50, None, "9", "out of memory")
+    for later in (ending(cause={}, by="sync", time=STARTED + 60.0), ending(cause={"signal": 15})):
+        write(store, later)
+        assert status_of(store) == ("crashed", STARTED + 50, None, "9", "out of memory")
 
 
 def test_a_run_ends_by_its_own_word(store: Store) -> None:

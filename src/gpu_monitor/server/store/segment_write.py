@@ -352,7 +352,9 @@ class _Group:
         found = load_segments(self.connection, [(row.id, name) for name in names])
         for key, loaded in found.items():
             segment = self.segments.setdefault(key, loaded)
-            if segment.proof is None:
+            held = _object(segment.proof)
+            # The first word counts, unless only a later one knows why.
+            if held is None or (one.cause and not held.get("cause")):
                 proof = {"by": one.by, "who": one.author.name, "time": one.time, "cause": one.cause}
                 segment.proof, segment.proof_time = written_json(proof), one.time
                 self.heard[segment.id] = segment
