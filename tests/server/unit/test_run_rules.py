@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import select, update
 
 from gpu_monitor.core.errors import UsageError
 from gpu_monitor.server.alerts.kinds import AnySpec, convert_spec, kind_of, scope_of
@@ -15,10 +15,10 @@ from gpu_monitor.server.alerts.rules.run_ended import RunEnded
 from gpu_monitor.server.alerts.rules.run_metric import RunMetric
 from gpu_monitor.server.alerts.rules.run_nan import RunNan
 from gpu_monitor.server.alerts.rules.run_stalled import RunStalled
-from gpu_monitor.server.alerts.window import Judgement, RunValue, RunWindow
+from gpu_monitor.server.alerts.window import RUN_OVER, Judgement, RunValue, RunWindow
 from gpu_monitor.server.notify.notice import read_notice
 from gpu_monitor.server.store.engine import Store
-from gpu_monitor.server.store.schema import outbox
+from gpu_monitor.server.store.schema import alerts, outbox
 from gpu_monitor.server.store.schema_experiments import experiments
 from tests.server.runs import Segment, write_segment
 from tests.server.watched import Watched
@@ -88,7 +88,9 @@ def test_a_metric_beyond_its_limit() -> None:
     # Unknown is not well: not logged yet, or not finite.
     assert judged(spec, RUNS).known is None
     assert judged(spec, replace(RUNS, metrics=value(None))).known is None
-    assert judged(spec, replace(ended("completed", 5), metrics=value(99.0))) == Judgement((), T)
+    assert judged(spec, replace(ended("completed", 5), metrics=value(99.0))) == Judgement(
+        (), T, ending=RUN_OVER
+    )
 
 
 def replace_from(spec: RunMetric, step: int) -> RunMetric:
@@ -164,6 +166,8 @@ def test_a_run_fires_for_its_metric_then_nan_then_its_failure(fleet: Watched) ->
     fleet.turn()
     assert sorted(fleet.states()) == [("failed", "firing"), ("loss", "resolved"), ("nan", "resolved")]
     with fleet.store.read() as connection:
+        asked = select(alerts.c.ending).where(alerts.c.rule == "nan")
+        assert connection.execute(asked).scalar_one() == RUN_OVER
         bodies = [
             read_notice(row[0])
             for row in connection.execute(outbox.select().with_only_columns(outbox.c.body))

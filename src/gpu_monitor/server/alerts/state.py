@@ -87,7 +87,9 @@ def settle(
         and judgement.known is not None
         and judgement.known >= active.seen
     ):
-        outcome.steps.append(finish(active, max(judgement.known, active.since), RECOVERED))
+        outcome.steps.append(
+            finish(active, max(judgement.known, active.since), judgement.ending or RECOVERED)
+        )
     return outcome
 
 

@@ -176,13 +176,17 @@ class Judgement:
     """What a window shows: the episodes in it, ascending; only the last may go on.
 
     `known`: up to when the window tells whether the condition holds; None where it tells nothing (then
-    nothing changes: unknown is not well). `recheck`: when to look again, though nothing new may have come.
+    nothing changes: unknown is not well). `recheck`: when to look again, though nothing new may have come. `ending`: why an
+    alert is over by this; None: its condition does not hold any more.
     """
 
     episodes: tuple[Episode, ...] = ()
     known: float | None = None
     recheck: float | None = field(default=None)
+    ending: str | None = None
 
 
+RUN_OVER = "the run has ended"
+"""The ending of an alert about a metric that was wrong to the last."""
 NO_DATA = Judgement()
 """The judgement of a window that tells nothing."""

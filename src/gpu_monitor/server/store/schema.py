@@ -477,7 +477,7 @@ alerts = Table(
     Column(
         "silenced", Boolean, nullable=False
     ),  # fired under a silence: told when that ends, if it still fires
-    Column("ending", Text),  # why it is over: recovered, no data, rule changed
+    Column("ending", Text),  # why it is over: recovered, no data, rule changed, run ended
     Column("acknowledged", Double),
     Column("acknowledged_by", Text),
     Column("active", Integer),  # 1 while pending or firing, NULL after: one active alert a rule and subject

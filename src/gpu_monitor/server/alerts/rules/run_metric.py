@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from gpu_monitor.server.alerts.window import NO_DATA, Episode, Judgement, RunWindow, Spec
+from gpu_monitor.server.alerts.window import NO_DATA, RUN_OVER, Episode, Judgement, RunWindow, Spec
 
 Number = Annotated[float, Meta(ge=-1e300, le=1e300)]
 
@@ -26,7 +26,7 @@ class RunMetric(Spec, frozen=True, tag="run_metric", tag_field="kind", kw_only=T
 def judge(spec: RunMetric, window: RunWindow) -> Judgement:
     """Whether it holds by the newest value."""
     if window.status != "running":
-        return Judgement((), window.now)
+        return Judgement((), window.now, ending=RUN_OVER)
     found = window.metrics.get(spec.metric)
     if found is None or found.value is None or found.time is None:
         return NO_DATA

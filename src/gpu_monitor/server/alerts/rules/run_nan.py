@@ -7,7 +7,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from gpu_monitor.server.alerts.window import NO_DATA, Episode, Judgement, Pattern, RunWindow, Spec
+from gpu_monitor.server.alerts.window import NO_DATA, RUN_OVER, Episode, Judgement, Pattern, RunWindow, Spec
 
 
 class RunNan(Spec, frozen=True, tag="run_nan", tag_field="kind", kw_only=True):
@@ -22,7 +22,7 @@ class RunNan(Spec, frozen=True, tag="run_nan", tag_field="kind", kw_only=True):
 def judge(spec: RunNan, window: RunWindow) -> Judgement:
     """Whether any of its metrics is not finite now."""
     if window.status != "running":
-        return Judgement((), window.now)
+        return Judgement((), window.now, ending=RUN_OVER)
     meant = {name: one for name, one in window.metrics.items() if _is_meant(spec, name)}
     if not meant:
         return NO_DATA
