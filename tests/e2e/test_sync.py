@@ -240,7 +240,7 @@ def test_it_says_what_became_of_each_experiment(shelf: Shelf, tmp_path: Path) ->
     assert found["good"] == {
         "id": "good", "name": "resnet", "folder": str(tmp_path / "runs/good"), "uploaded_bytes": size + 7000,
         "uploaded_files": 1, "local_bytes": 0, "local_files": 0, "torn_bytes": 0, "reasons": [], "written": False,
-        "crashed": False,
+        "crashed": False, "refused": False, "more_bytes_there": 0,
     }  # fmt: skip
     assert (found["torn"]["torn_bytes"], found["torn"]["local_bytes"]) == (5, 0)
     assert found["other"]["local_bytes"] == other.stat().st_size
@@ -371,3 +371,48 @@ def test_a_terminal_has_a_bar(shelf: Shelf, tmp_path: Path) -> None:
     assert b"%  " in said
     assert b"[####" in said
     assert said.rstrip().endswith(b"it holds everything")
+
+
+def test_a_file_for_which_there_was_no_room_goes_when_there_is(shelf: Shelf, tmp_path: Path) -> None:
+    path = make(tmp_path / "experiments")
+    sha256 = add_blob(path, b"weights" * 1000, kind="artifact")
+    with path.open("ab") as more:
+        more.write(points(5, 10))
+    full = Fault("status", status=507, body='{"detail": "no room"}')
+    # The records before it, the question, its first part; then the others; and each time it is asked again.
+    for faults in (["good", "good", full], ["good", "good", full], ["good", "good", full]):
+        shelf.behave(*faults)
+        done = ask(tmp_path, "sync", "--server", shelf.url)
+        assert (done.returncode, "1 file not uploaded" in done.stdout) == (1, True), done.stdout + done.stderr
+        assert "no room" in done.stdout
+        assert "it holds everything" not in done.stderr
+        assert all_held(shelf, tmp_path / "experiments"), "the records do not wait for it"
+    shelf.behave()
+    done = ask(tmp_path, "sync", "--server", shelf.url)
+    assert (done.returncode, bytes(shelf.blobs[sha256])) == (0, b"weights" * 1000), done.stdout
+    # What it lost meanwhile is found where everything is gone through.
+    for words in (["--again"], []):
+        del shelf.blobs[sha256]
+        shelf.whole.clear()
+        if not words:
+            path.with_suffix(".sent").unlink()
+        assert ask(tmp_path, "sync", *words, "--server", shelf.url).returncode == 0
+        assert bytes(shelf.blobs[sha256]) == b"weights" * 1000
+
+
+def test_the_next_start_sends_a_file_that_is_owed(shelf: Shelf, tmp_path: Path) -> None:
+    path = make(tmp_path / "experiments")
+    sha256 = add_blob(path, b"weights" * 1000, kind="artifact")
+    shelf.behave("good", "good", Fault("status", status=507))
+    assert ask(tmp_path, "sync", "--server", shelf.url).returncode == 1
+    shelf.behave()
+    code = (
+        "import sys\nfrom gpu_monitor.training.monitor import TrainingMonitor\n"
+        f"monitor = TrainingMonitor('next', capture=False, server={shelf.url!r})\nsys.stdin.readline()\nmonitor.finish()\n"
+    )
+    next_one = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment(tmp_path), stdin=subprocess.PIPE
+    )
+    until(lambda: sha256 in shelf.whole, "it is there")
+    next_one.communicate(b"\n", timeout=60)
+    assert next_one.returncode == 0

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.test_disk_full import inside, on_small_disk
-from tests.training.runs import last_status, logs, points, run
+from tests.training.runs import last_status, logs, points, records, run
 
 FULL = """
 import json, os, sys, time
@@ -214,6 +215,79 @@ def test_a_log_that_is_cut_short_is_told(tmp_path: Path, size: int) -> None:
     assert done.returncode == 0, done.stderr
     assert "cut short by another program: what it held before is lost here" in done.stdout
     assert "was cut short while the training ran, from " in done.stderr
+
+
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.5])
+@pytest.mark.parametrize("times", [1, 2])
+def test_what_is_logged_after_a_cut_goes_on_in_another_segment(
+    tmp_path: Path, share: float, times: int
+) -> None:
+    done = run(
+        f"""
+        import json
+        monitor = TrainingMonitor("cut", {{quiet}})
+        for step in range(1_000):
+            monitor.log_metrics({{"loss": step / 7}})
+        registration = dict(monitor._parts._running)["registration"].path
+        paths = [monitor.recorder.writer.path]
+        for turn in range({times}):
+            monitor.recorder.settle()
+            monitor.log_metrics({{"new": 5.0}}, 1_000)
+            os.truncate(paths[-1], int(paths[-1].stat().st_size * {share}))
+            monitor.log_metrics({{"loss": turn, "new": 2.0}}, 1_001)
+            monitor.log_metrics({{"loss": 1.0}}, 1_002)
+            end = time.monotonic() + 60
+            while monitor.recorder.writer.path == paths[-1] and time.monotonic() < end:
+                time.sleep(0.01)
+            paths.append(monitor.recorder.writer.path)
+            monitor.log_metrics({{"loss": 3.0, "later": 2.0}}, 1_003)
+        told = json.loads(registration.read_text())["segment"]
+        monitor.finish()
+        print(json.dumps([[path.stem for path in paths], told]))
+        """,
+        tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("was cut short while the training ran, from ") == times
+    names, told = json.loads(done.stdout)
+    assert (len(names), told) == (times + 1, names[-1]), "the machine's agent is told of the new one"
+    (log,) = tmp_path.glob(f"**/{names[-1]}.log")
+    found = records(log)
+    assert (found[0][2]["segment"], found[0][2]["after"]) == (names[-1], names[-2])
+    assert log.read_bytes().count(b"\n") == len(found), "nothing is damaged"
+    assert [number for kind, number, *_ in found if kind == "s"] == [0, 1, 2]
+    assert points(log) == [
+        (1_001, {"loss": times - 1, "new": 2.0}), (1_002, {"loss": 1.0}), (1_003, {"loss": 3.0, "later": 2.0}),
+    ]  # fmt: skip
+    assert last_status(log)[0] == "completed"
+
+
+def test_a_cut_that_comes_while_the_disk_is_full_loses_nothing_that_waits(tmp_path: Path) -> None:
+    """Records wait in memory when the file is cut, the definition of a metric among them."""
+    done = run(
+        """
+        import resource
+        monitor = TrainingMonitor("cut", {quiet})
+        for step in range(100):
+            monitor.log_metrics({"loss": step / 7}, step)
+        log = monitor.recorder.writer.path
+        size = log.stat().st_size
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size + 20, resource.RLIM_INFINITY))
+        for step in range(100, 200):
+            monitor.log_metrics({"loss": step / 7, "new": 1.0}, step)
+        os.truncate(log, 0)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        monitor.recorder.settle()
+        path = monitor.recorder.writer.path
+        monitor.finish()
+        print(path.stem if path != log else "none")
+        """,
+        tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    (log,) = tmp_path.glob(f"**/{done.stdout.strip()}.log")
+    assert points(log) == [(step, {"loss": step / 7, "new": 1.0}) for step in range(100, 200)]
+    assert last_status(log)[0] == "completed"
 
 
 def test_a_folder_that_is_deleted_just_before_the_end_is_put_back_too(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +14,8 @@ import pytest
 from gpu_monitor.sinks.blobs import BlobSender
 from gpu_monitor.sinks.experiments import ExperimentServer, Meaning, Told
 from gpu_monitor.sinks.patience import Patience
-from gpu_monitor.sinks.segments import SegmentSender, read_sent, sent_path
+from gpu_monitor.sinks.segments import SegmentSender
+from gpu_monitor.sinks.sent import Sent, read_sent, sent_path
 from tests.fakes.experiments import Fault, Shelf
 from tests.fakes.segments import add_blob, header, line, make, points
 
@@ -104,7 +107,8 @@ def test_what_was_sent_is_remembered_for_each_server(
     path = make(tmp_path)
     sender, _ = send(server, path)
     sender.save()
-    assert read_sent(path) == {shelf.url: path.stat().st_size}
+    whole = Sent(path.stat().st_size, zlib.crc32(path.read_bytes()))
+    assert read_sent(path) == {shelf.url: whole}
     before = len(shelf.asked)
     send(server, path)
     assert len(shelf.asked) == before, "nothing is asked for what is known to be held"
@@ -114,7 +118,7 @@ def test_what_was_sent_is_remembered_for_each_server(
         sender.save()
         elsewhere.close()
         assert other.held("e1", "seg-a0000000") == path.read_bytes()
-        assert read_sent(path) == {shelf.url: path.stat().st_size, other.url: path.stat().st_size}
+        assert read_sent(path) == {shelf.url: whole, other.url: whole}
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"a": "b"}', '{"a": -1}', "[1]", "\x00" * 10])
@@ -137,14 +141,100 @@ def test_other_bytes_at_the_same_place_are_a_problem_and_change_nothing(
     assert shelf.count("PUT") == 2, "it is tried twice: the first may have been damaged on its way"
 
 
-def test_a_server_that_holds_more_than_the_disk_is_told_of(
+def test_a_server_that_holds_more_than_the_disk_holds_what_is_here(
+    shelf: Shelf, server: ExperimentServer, tmp_path: Path
+) -> None:
+    path = make(tmp_path, count=200)
+    send(server, path)
+    whole = shelf.held("e1", "seg-a0000000")
+    place = whole.index(b"\n", 3000) + 1
+    os.truncate(path, place + 5)
+    sender, _ = send(server, path)
+    assert (sender.problem, sender.held, sender.there) == (None, place, len(whole))
+    assert sender.left() == 0, "a torn tail is nobody's"
+
+
+@pytest.mark.parametrize("size", [0, 3000])
+def test_a_file_that_was_cut_and_grew_again_is_seen_whatever_is_remembered(
+    size: int, shelf: Shelf, server: ExperimentServer, tmp_path: Path
+) -> None:
+    path = make(tmp_path, count=200)
+    sender, _ = send(server, path)
+    sender.save()
+    kept = shelf.held("e1", "seg-a0000000")
+    os.truncate(path, size)
+    with path.open("ab") as more:
+        more.write(points(300, 200))
+    for live in (True, False, False):
+        if not live:
+            sender = SegmentSender(server, BlobSender(server), path)
+        while sender.step() is not None:
+            pass
+        assert sender.problem is not None
+        assert "is not what was uploaded any more, from byte 0 on" in sender.problem
+        assert sender.left() == path.stat().st_size
+        sender.save()
+    assert shelf.held("e1", "seg-a0000000") == kept
+    # It is put back as it was: it goes on by itself.
+    path.unlink()
+    path.write_bytes(kept + points(5, 200))
+    while sender.step() is not None:
+        pass
+    assert (sender.problem, sender.left()) == (None, 0)
+    assert shelf.held("e1", "seg-a0000000") == path.read_bytes()
+
+
+def test_a_byte_that_changed_in_what_was_sent_is_seen(
+    shelf: Shelf, server: ExperimentServer, tmp_path: Path
+) -> None:
+    path = make(tmp_path, count=200)
+    sender, _ = send(server, path)
+    sender.save()
+    with path.open("r+b") as file:
+        file.seek(2000)
+        file.write(b"#")
+    for _ in range(2):
+        again, _ = send(server, path)
+        again.save()
+        assert again.problem is not None
+        assert "cut short or changed here" in again.problem
+
+
+def test_a_file_that_is_gone_for_a_while_ends_nothing(
     shelf: Shelf, server: ExperimentServer, tmp_path: Path
 ) -> None:
     path = make(tmp_path)
-    shelf.behave(Fault("says", offset=10**9))
     sender, _ = send(server, path)
+    path.rename(tmp_path / "aside")
+    assert sender.step() is None
     assert sender.problem is not None
-    assert "holds 1000000000 bytes" in sender.problem
+    assert "is gone" in sender.problem
+    (tmp_path / "aside").rename(path)
+    with path.open("ab") as more:
+        more.write(points(5, 10))
+    while sender.step() is not None:
+        pass
+    assert sender.problem is None
+    assert shelf.held("e1", "seg-a0000000") == path.read_bytes()
+
+
+def test_nothing_is_taken_for_held_that_was_not_compared(
+    shelf: Shelf, server: ExperimentServer, tmp_path: Path
+) -> None:
+    path = make(tmp_path, count=40_000)
+    sha256 = add_blob(path, b"weights")
+    send(server, path)
+    del shelf.blobs[sha256]
+    shelf.whole.clear()
+    for text in (None, json.dumps({shelf.url: path.stat().st_size})):  # none, and one of an earlier version
+        if text is not None:
+            sent_path(path).write_text(text)
+        before = len(shelf.asked)
+        send(server, path)
+        offsets = [one.offset for one in shelf.asked[before:] if "segments" in one.path]
+        assert offsets[0] == 0
+        assert sum(one.size for one in shelf.asked[before:] if "segments" in one.path) == path.stat().st_size
+        assert bytes(shelf.blobs[sha256]) == b"weights"
 
 
 def test_a_server_that_takes_nothing_is_left_for_later(
@@ -316,6 +406,64 @@ def test_a_file_the_server_will_not_have_holds_no_records_up(
         pass
     assert shelf.held("e1", "seg-a0000000") == path.read_bytes()
     assert "not this one" in blobs.problems[sha256]
+
+
+@pytest.mark.parametrize("harm", ["no room", "gone", "changed"])
+def test_a_file_that_is_owed_is_not_forgotten(
+    harm: str, shelf: Shelf, server: ExperimentServer, tmp_path: Path
+) -> None:
+    path = make(tmp_path)
+    sha256 = add_blob(path, b"weights", file="media/x.bin", kind="artifact")
+    with path.open("ab") as more:
+        more.write(points(5, 10))
+    file = path.parent / "media/x.bin"
+    if harm == "no room":
+        shelf.behave("good", "good", Fault("status", status=507, body='{"detail": "no room"}'))
+    elif harm == "gone":
+        file.rename(tmp_path / "aside")
+    else:
+        file.write_bytes(b"another size")
+    for _ in range(2):
+        blobs = BlobSender(server)
+        sender = SegmentSender(server, blobs, path)
+        while sender.step() is not None:
+            pass
+        sender.save()
+        assert (sender.held, sender.owed_files) == (path.stat().st_size, {sha256})
+        assert list(blobs.problems) == [sha256]
+        assert read_sent(path)[shelf.url].owed == (path.read_bytes().index(b'["m"'),)
+        if harm == "no room":
+            shelf.behave("good", Fault("status", status=507, body='{"detail": "no room"}'))
+    shelf.behave()
+    if harm == "gone":
+        (tmp_path / "aside").rename(file)
+    file.write_bytes(b"weights")
+    puts = shelf.count("PUT", "segments")
+    sender, _ = send(server, path)
+    sender.save()
+    assert (bytes(shelf.blobs[sha256]), sender.owed_files) == (b"weights", set())
+    assert read_sent(path)[shelf.url].owed == ()
+    assert shelf.count("PUT", "segments") == puts, "the records are there"
+
+
+def test_a_server_that_was_brought_back_is_asked_for_its_files(
+    shelf: Shelf, server: ExperimentServer, tmp_path: Path
+) -> None:
+    path = make(tmp_path)
+    sha256 = add_blob(path, b"weights")
+    with path.open("ab") as more:
+        more.write(points(50, 10))
+    sender, _ = send(server, path)
+    sender.save()
+    del shelf.segments["e1", "seg-a0000000"][path.read_bytes().index(b"\n", 1200) + 1 :]
+    del shelf.blobs[sha256]
+    shelf.whole.clear()
+    again = SegmentSender(server, BlobSender(server), path)
+    again.look_again()
+    while again.step() is not None:
+        pass
+    assert shelf.held("e1", "seg-a0000000") == path.read_bytes()
+    assert bytes(shelf.blobs[sha256]) == b"weights"
 
 
 def test_an_experiment_that_was_deleted_there_is_not_asked_about_again(

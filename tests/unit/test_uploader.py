@@ -17,7 +17,7 @@ import pytest
 from gpu_monitor.core.clock import SystemClock
 from gpu_monitor.sinks.experiments import ExperimentServer
 from gpu_monitor.sinks.patience import Patience
-from gpu_monitor.sinks.segments import read_sent
+from gpu_monitor.sinks.sent import read_sent
 from gpu_monitor.training.recorder import Recorder, Run
 from gpu_monitor.training.upload import Upload
 from gpu_monitor.training.uploader import Uploader
@@ -108,7 +108,7 @@ def test_records_are_at_the_server_soon_and_all_at_the_end(shelf: Shelf, tmp_pat
         rig.recorder.log_points({"loss": step / 7, "rate": 0.1}, step)
     assert rig.end() is None
     assert shelf.held("e1", rig.path.stem) == rig.path.read_bytes()
-    assert read_sent(rig.path)[shelf.url] == rig.path.stat().st_size
+    assert read_sent(rig.path)[shelf.url].offset == rig.path.stat().st_size
     assert {one.token for one in shelf.asked} == {"a-good-token"}
 
 
@@ -275,7 +275,7 @@ def test_what_is_left_of_the_own_experiment_goes_with_it(shelf: Shelf, tmp_path:
     for path in old:
         whole = path.read_bytes()[: path.read_bytes().rfind(b"\n") + 1]
         assert shelf.held("e1", path.stem) == whole
-        assert read_sent(path)[shelf.url] == len(whole)
+        assert read_sent(path)[shelf.url].offset == len(whole)
     assert bytes(shelf.blobs[sha256]) == b"picture" * 100_000
     first = [one.path.rpartition("/")[2] for one in shelf.asked if "/segments/" in one.path]
     assert list(dict.fromkeys(first))[1:] == [path.stem for path in old], "the first that began at first"
@@ -373,6 +373,27 @@ def test_files_go_before_their_records(shelf: Shelf, tmp_path: Path) -> None:
     assert shelf.held("e1", rig.path.stem) == rig.path.read_bytes()
 
 
+def test_a_file_for_which_there_was_no_room_is_tried_again_at_the_end(shelf: Shelf, tmp_path: Path) -> None:
+    rig = Rig(shelf, tmp_path)
+    until(lambda: shelf.held("e1", rig.path.stem) == rig.path.read_bytes(), "the header is there")
+    shelf.behave("good", Fault("status", status=507, body='{"detail": "no room"}'))
+    sha256 = add_blob(rig.path, b"weights")
+    until(lambda: shelf.held("e1", rig.path.stem) == rig.path.read_bytes(), "the record is there")
+    assert sha256 not in shelf.whole
+    assert rig.end() is None
+    assert sha256 in shelf.whole
+
+
+def test_a_file_that_is_still_owed_at_the_end_is_told(shelf: Shelf, tmp_path: Path) -> None:
+    rig = Rig(shelf, tmp_path)
+    sha256 = add_blob(rig.path, b"weights")
+    (rig.path.parent / f"media/{sha256[:16]}.bin").unlink()
+    words = rig.end()
+    assert words is not None
+    assert "1 of its files were not uploaded" in words
+    assert read_sent(rig.path)[shelf.url].owed
+
+
 def test_what_earlier_runs_left_is_uploaded_after_the_own(shelf: Shelf, tmp_path: Path) -> None:
     old = [make(tmp_path, f"20240101T00000{number}Z-aaaaaaaa", count=50) for number in range(3)]
     old[1].write_bytes(old[1].read_bytes() + b'["p",torn')
@@ -386,7 +407,7 @@ def test_what_earlier_runs_left_is_uploaded_after_the_own(shelf: Shelf, tmp_path
         assert held == path.read_bytes()[: len(held)]
         assert held.endswith(b"\n")
         assert path.stat().st_size - len(held) == (9 if path is old[1] else 0)
-        assert read_sent(path)[shelf.url] == len(held)
+        assert read_sent(path)[shelf.url].offset == len(held)
     assert rig.end() is None
 
 

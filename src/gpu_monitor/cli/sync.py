@@ -107,7 +107,9 @@ def _sync(
     try:
         for one in sync.run(folders):
             found.append(one)
-            has_news = one.uploaded_bytes or one.uploaded_files or one.reasons or one.is_crashed
+            has_news = (
+                one.uploaded_bytes or one.uploaded_files or one.reasons or one.is_crashed or one.more_bytes
+            )
             if not args.json and (has_news or not one.is_done):
                 bar.clear()
                 print(_line(one), flush=True)
@@ -173,6 +175,8 @@ def _line(one: Synced) -> str:
         words.append(f"{size_text(one.local_bytes)} still local")
     if one.local_files:
         words.append(f"{one.local_files} file{'' if one.local_files == 1 else 's'} not uploaded")
+    if one.more_bytes:
+        words.append(f"cut short here: the server holds {size_text(one.more_bytes)} more")
     if one.is_crashed:
         words.append("crashed")
     reason = f" ({clean(one.reasons[0])})" if one.reasons else ""
@@ -187,7 +191,14 @@ def _summary(server: ExperimentServer, found: Sequence[Synced]) -> str:
     missing = sum(one.local_files for one in found)
     if local or missing:
         text += f"; still local: {size_text(local)}" + (f" and {missing} files" if missing else "")
+        if any(one.is_refused for one in found):
+            return (
+                text
+                + ". What is local stays here; of that, what a line above gives a reason for has to be mended"
+            )
         return text + ". Nothing is lost: the same command goes on from here"
+    if any(not one.is_done for one in found):
+        return text + "; something could not be read, as said above"
     if any(one.reasons for one in found):
         return text + "; it holds everything but what was deleted there"
     return text + "; it holds everything"
@@ -204,6 +215,7 @@ def _record(server: ExperimentServer, found: Sequence[Synced]) -> dict[str, obje
                 "uploaded_bytes": one.uploaded_bytes, "uploaded_files": one.uploaded_files,
                 "local_bytes": one.local_bytes, "local_files": one.local_files, "torn_bytes": one.torn_bytes,
                 "reasons": list(one.reasons), "written": one.is_written, "crashed": one.is_crashed,
+                "refused": one.is_refused, "more_bytes_there": one.more_bytes,
             }
             for one in found
         ],

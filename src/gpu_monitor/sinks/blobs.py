@@ -84,6 +84,16 @@ class BlobSender:
         """Whether the server holds it, or it cannot be sent at all."""
         return blob.sha256 in self._held or blob.sha256 in self.problems or blob.sha256 in self._gone
 
+    def forget(self) -> None:
+        """The server may have lost what it held: ask anew for each file."""
+        self._held.clear()
+        self._blob = None
+
+    def try_again(self) -> None:
+        """Send once more what was left out."""
+        self.problems.clear()
+        self._blob = None
+
     def step(self, blob: Blob, folder: Path) -> Told:
         """One request for a blob that is not settled; HELD once it is. `folder`: the experiment's, which it lies in."""
         if self._blob is None or self._blob.sha256 != blob.sha256:

@@ -57,7 +57,7 @@ class Backlog:
     def left(self) -> int:
         """Bytes that the server is not known to hold; the end of a record that was never written whole is none."""
         owed = [*list(self._queue), *(one for one in list(self.failed) if not one.is_deleted_there)]
-        return sum(max(0, one.size() - one.held) for one in owed)
+        return sum(one.left() for one in owed)
 
     def save(self) -> None:
         """Remember on disk what the server holds of the segment that is under way."""

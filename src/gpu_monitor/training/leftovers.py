@@ -10,7 +10,8 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from gpu_monitor.sinks.blobs import open_plain
-from gpu_monitor.sinks.segments import read_sent, segment_files, size_of
+from gpu_monitor.sinks.segments import segment_files, size_of
+from gpu_monitor.sinks.sent import read_sent
 from gpu_monitor.wire.training import EXPERIMENT_ID
 
 if sys.platform != "win32":
@@ -47,8 +48,9 @@ def find_leftovers(directory: Path, base: str, most: int, but: Collection[str] =
 
 
 def is_owed(path: Path, base: str) -> bool:
-    """Whether a server is not known to hold all of a segment."""
-    return size_of(path) > read_sent(path).get(base, 0)
+    """Whether a server is not known to hold all of a segment and of the files that it names."""
+    sent = read_sent(path).get(base)
+    return sent is None or bool(sent.owed) or size_of(path) > sent.offset
 
 
 def is_being_written(path: Path) -> bool:

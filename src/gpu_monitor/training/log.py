@@ -20,6 +20,10 @@ SYNC_SECONDS = 1.0
 """A record survives a power cut after this time at most."""
 WAITING_BYTES = 16 << 20
 """What waits in memory while the file cannot be written; records of points beyond it are given up and counted."""
+FRESH_BYTES = 1 << 20
+"""Of what was written last and is kept until the file was seen to hold it: looked at once a second, or when it is more."""
+MOST_MOVES = 100
+"""How often it goes on in a new file, where others keep cutting the old ones."""
 _COPY_BYTES = 1 << 20
 _LOCK_TRIES = 50
 _FLAGS = (
@@ -39,16 +43,31 @@ class SegmentWriter:
     The file is locked (flock) for as long as the writer lives: who can take the lock knows that the writer is gone.
     """
 
-    def __init__(self, path: Path, tell: Callable[[str, str], None]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        tell: Callable[[str, str], None],
+        begin_anew: Callable[[bytes, bytes], tuple[Path, bytes]] | None = None,
+        moved: Callable[[], None] | None = None,
+    ) -> None:
+        """`begin_anew`: where to go on once the file was cut short, and what stands there at first; it is given the
+        lines that were written since, and what waits. None: it goes on where it is. `moved`: called once it has, under
+        the lock."""
         self.path = path
         self.lock = threading.RLock()
         self.size = 0
         """Bytes in the file, as far as this writer put them there."""
         self.lost = 0
         """Records that were given up, or went with a file that could not be put back."""
-        self.is_cut = False
-        """Whether another program made the file shorter than what was written to it."""
+        self.cut: Path | None = None
+        """The file that another program made shorter than what was written to it, the last one; None: none."""
         self._tell = tell
+        self._begin_anew = begin_anew
+        self._moved = moved
+        self._moves = 0
+        self._seen = 0
+        self._fresh: list[bytes] = []
+        self._mending = threading.Lock()
         self._file = -1
         self._in_sync = -1
         self._waiting: deque[bytes] = deque()
@@ -83,11 +102,16 @@ class SegmentWriter:
             self._keep(line, is_needed)
         else:
             self.size += count
-            if count != len(line):
+            if count == len(line):
+                self._fresh.append(line)
+            else:
                 # The disk has no room for the rest: it must come next, or the line stays torn.
+                self._fresh.append(line[:count])
                 self._keep(line[count:], True)
         finally:
             self._is_writing = False
+        if self.size - self._seen > FRESH_BYTES:
+            self._look_for_cut()
         if self._waiting and count == len(line):
             self.drain()  # what a signal handler had to say meanwhile
         if not self._is_dirty:
@@ -103,6 +127,7 @@ class SegmentWriter:
                 line = self._waiting[0]
                 count = os.write(self._file, line)
                 self.size += count
+                self._fresh.append(line[:count])
                 self._waiting_bytes -= count
                 if count == len(line):
                     self._waiting.popleft()
@@ -129,6 +154,21 @@ class SegmentWriter:
         except OSError as error:
             self._fail(error)
 
+    def settle(self) -> None:
+        """Look now whether the file is there and whole, and put it in order where it is not. Any thread."""
+        if not self._mending.acquire(timeout=SYNC_SECONDS):
+            return  # it is under way
+        try:
+            with self.lock:
+                if self._file >= 0 and not self._is_over:
+                    if os.fstat(self._file).st_nlink == 0:
+                        self._restore(self._file)
+                    self._look_for_cut()
+        except OSError as error:
+            self._fail(error)
+        finally:
+            self._mending.release()
+
     def close(self, timeout: float) -> None:
         """Write what waits, sync and let go of the file; in `timeout` seconds. What still waits is counted as lost."""
         self._closed.set()
@@ -138,11 +178,10 @@ class SegmentWriter:
             thread.join(timeout)
         with self.lock:
             self.drain()
+        self.settle()
+        with self.lock:
             if self._file >= 0:
                 try:
-                    if os.fstat(self._file).st_nlink == 0:
-                        self._restore(self._file)
-                    self._look_for_cut()
                     _sync(self._file)
                 except OSError as error:
                     self._fail(error)
@@ -221,13 +260,11 @@ class SegmentWriter:
             if self._file < 0:
                 self._rouse()
                 return
+            self._look_for_cut()
             self._in_sync = os.dup(self._file)
         try:
-            with self.lock:
-                self._look_for_cut()
             if os.fstat(self._in_sync).st_nlink == 0:
-                self._restore(self._in_sync)
-                self._rouse()
+                self._put_back()
             else:
                 _sync(self._in_sync)
         except OSError as error:
@@ -240,18 +277,83 @@ class SegmentWriter:
         if not is_done:
             self._rouse()
 
+    def _put_back(self) -> None:
+        """As the thread: the file was deleted. OSError where it cannot be put back."""
+        with self._mending:
+            is_ours = self._file >= 0 and os.path.sameopenfile(self._in_sync, self._file)
+            if is_ours and os.fstat(self._in_sync).st_nlink == 0:
+                self._restore(self._in_sync)
+        self._rouse()
+
     def _look_for_cut(self) -> None:
-        """Tell of a file that is shorter than what was written to it. Under the lock; OSError where it cannot be seen."""
-        if self._file < 0 or self.is_cut:
+        """Tell of a file that is shorter than what was written to it, and go on in a new one. Under the lock."""
+        if self._file < 0 or self._is_writing:
             return
-        found = os.fstat(self._file).st_size
-        if found < self.size:
-            self.is_cut = True
-            self._tell(
-                "cut",
-                f"{self.path} was cut short while the training ran, from {self.size:,} bytes to {found:,}: what was "
-                "recorded before is lost here, and what follows may not be readable without it",
-            )
+        self._is_writing = True  # what a signal handler says meanwhile waits
+        try:
+            found = os.fstat(self._file).st_size
+            if found < self.size:
+                self._move_on(found)
+        except OSError as error:
+            self._fail(error)
+        finally:
+            self._is_writing = False
+        self._seen = self.size
+        self._fresh.clear()
+
+    def _move_on(self, found: int) -> None:
+        """Another program cut the file, which has `found` bytes now: what was written since goes to a new one.
+
+        What that leaves is the begin of what was written, which a server that holds more holds, too. The lines that
+        were written since are known by being the last of both.
+        """
+        since = self._written_since(found)
+        self._tell(
+            f"cut:{self._moves}",
+            f"{self.path} was cut short while the training ran, from {self.size:,} bytes to {found - len(since):,}: "
+            "what it held beyond that is lost here; what was recorded since is kept",
+        )
+        self.cut, self.size = self.path, found
+        if self._begin_anew is None or self._moves >= MOST_MOVES:
+            return
+        self._moves += 1
+        path, head = self._begin_anew(since, b"".join(self._waiting))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new = os.open(path, _FLAGS, 0o644)
+        try:
+            _hold(new)
+            _write_all(new, head)
+        except OSError:
+            os.close(new)
+            path.unlink(missing_ok=True)
+            raise
+        os.ftruncate(self._file, found - len(since))
+        old, self._file = self._file, new
+        self.path, self.size = path, len(head)
+        os.close(old)
+        if self._moved is not None:
+            self._moved()
+
+    def _written_since(self, found: int) -> bytes:
+        """The lines at the end of the file that were written since it was cut."""
+        fresh = b"".join(self._fresh)
+        start = max(0, found - len(fresh))
+        there = b""
+        while len(there) < found - start and (
+            data := os.pread(self._file, found - start - len(there), start + len(there))
+        ):
+            there += data
+        same, most = 0, min(len(fresh), len(there))
+        while same < most:
+            middle = (same + most + 1) // 2
+            if fresh[-middle:] == there[-middle:]:
+                same = middle
+            else:
+                most = middle - 1
+        place = len(fresh) - same
+        if place and fresh[place - 1 : place] != b"\n":
+            place = fresh.find(b"\n", place) + 1 or len(fresh)
+        return fresh[place:]
 
     def _restore(self, source: int) -> None:
         """The file was deleted under the training: what it holds is copied into a new one of its name."""
@@ -303,11 +405,15 @@ def _gone(file: int) -> int:
 def _copy(source: int, target: int, start: int) -> int:
     """Append what `source` holds from `start` on to `target`; where it ended."""
     while data := os.pread(source, _COPY_BYTES, start):
-        view = memoryview(data)
-        while view:
-            view = view[os.write(target, view) :]
+        _write_all(target, data)
         start += len(data)
     return start
+
+
+def _write_all(target: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(target, view) :]
 
 
 def _hold(file: int) -> None:

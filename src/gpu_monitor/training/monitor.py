@@ -253,8 +253,8 @@ class TrainingMonitor:
         kept = self.recorder.close(max(0.1, deadline - process_seconds()))
         if kept.lost:
             said.append(f"{kept.lost:,} records could not be written to {kept.segment} and are lost")
-        if kept.is_cut:
-            said.append(f"{kept.segment} was cut short by another program: what it held before is lost here")
+        if kept.cut is not None:
+            said.append(f"{kept.cut} was cut short by another program: what it held before is lost here")
         for words in said:
             tell(f"experiment {self.experiment_id}: {words}")
         return said

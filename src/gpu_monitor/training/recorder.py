@@ -36,6 +36,7 @@ from gpu_monitor.wire.training import (
     Status,
     Tag,
     encode,
+    whole_lines,
     written,
 )
 
@@ -51,6 +52,9 @@ _FITTED = frozenset((Params, Tag, Alert, Media))
 _EXACT = 1 << 53
 """Whole numbers up to this size are the same as floats."""
 _MOST_STEP = 1 << 63
+_HEADED, _NUMBERED = b'["h",', (b'["s",', b'["g",')
+_LATER_SECONDS = 0.001
+"""By so much a segment that takes the place of one which was cut began later, to come after it."""
 
 
 @dataclass(frozen=True)
@@ -73,12 +77,12 @@ class Run:
 
 @dataclass(frozen=True)
 class Kept:
-    """What became of the records at the end. `lost`: records that could not be written. `is_cut`: others are, too,
-    because another program made the file shorter."""
+    """What became of the records at the end. `lost`: records that could not be written. `cut`: the file that another
+    program made shorter, so that others are lost, too; None: none."""
 
     segment: Path
     lost: int
-    is_cut: bool = False
+    cut: Path | None = None
 
 
 class Recorder:
@@ -107,6 +111,8 @@ class Recorder:
         """Whether the experiment was finished here: nothing is recorded any more."""
         self.status: str | None = None
         """The last status that was put; None before the first."""
+        self.on_move: Callable[[], None] | None = None
+        """Called when it goes on in another segment, with the lock held; raises nothing. None in a forked child."""
         self._elapsed = elapsed if elapsed or now else elapsed_seconds
         self._now = now or SystemClock().now
         self._step = run.step
@@ -115,16 +121,53 @@ class Recorder:
 
     def _begin(self) -> None:
         """Prepare a segment; its file is made with the first record."""
-        self.segment = new_segment()
         self.started = self._now()
         self._began = self._elapsed() if self._elapsed else 0.0
-        self.writer = SegmentWriter(self.folder / f"{self.segment}{LOG}", self.warn_once)
+        self.writer = SegmentWriter(self._new_path(), self.warn_once, self._begin_anew, self._moved)
         self._lock = self.writer.lock
         self._is_headed = False
         self._series: dict[str, int] = {}
+        self._series_more: dict[str, dict[str, Any]] = {}
         self._sets: dict[tuple[str, ...], int] = {}
         self._members = 0
         self._not_finite: set[str] = set()
+        self._last: Status | None = None
+
+    def _new_path(self) -> Path:
+        return self.folder / f"{new_segment()}{LOG}"
+
+    @property
+    def segment(self) -> str:
+        """The segment that is written now."""
+        return self.writer.path.stem
+
+    def _begin_anew(self, since: bytes, waiting: bytes) -> tuple[Path, bytes]:
+        """Where to go on once another program cut the segment's file, and how that begins: with all that is needed to
+        read what was written since, and what waits. Under the lock."""
+        path = self._new_path()
+        self.started += _LATER_SECONDS
+        about = msgspec.structs.replace(
+            self._about(), segment=path.stem, resumed=True, after=self.segment, after_at=0
+        )
+        numbers = self._series
+        said: list[AnyRecord] = [Header(SCHEMA, about)]
+        said += [Series(number, name, self._series_more[name]) for name, number in numbers.items()]
+        said += [PointSet(number, [numbers[name] for name in key]) for key, number in self._sets.items()]
+        if self._last is not None:
+            said.append(self._last)
+        # What waits may say of some numbers itself, and each is said once.
+        later = {_number_said(line) for line in whole_lines(waiting) if line.startswith(_NUMBERED)}
+        head = [line for line in map(encode, said) if _number_said(line) not in later]
+        kept = [line for line in whole_lines(since) if not line.startswith((_HEADED, *_NUMBERED))]
+        return path, b"".join([*head, *kept, since[since.rfind(b"\n") + 1 :]])
+
+    def _moved(self) -> None:
+        if self.on_move is not None:
+            self.on_move()
+
+    def settle(self) -> None:
+        """Put the segment's file in order now, if another program deleted it or cut it short. Any thread."""
+        self.writer.settle()
 
     def at(self) -> int:
         """Milliseconds since the segment's start, by the wall clock: it may be set back."""
@@ -165,7 +208,7 @@ class Recorder:
             if self._is_ready():
                 self.writer.write(line, is_needed=type(record) is Status)
             if type(record) is Status:
-                self.status = record.status
+                self.status, self._last = record.status, record
 
     def log_points(
         self, values: Mapping[str, object], step: int | None = None, more: Mapping[str, Any] | None = None
@@ -274,7 +317,8 @@ class Recorder:
             for name in key:
                 if name not in self._series:
                     self._series[name] = len(self._series)
-                    new.append(encode(Series(self._series[name], name, dict(more or {}))))
+                    self._series_more[name] = dict(more or {})
+                    new.append(encode(Series(self._series[name], name, self._series_more[name])))
             number = self._sets[key] = len(self._sets)
             new.append(encode(PointSet(number, [self._series[name] for name in key])))
             if self.writer.waiting:
@@ -362,12 +406,18 @@ class Recorder:
         with self._lock:
             self.is_over = True
         self.writer.close(timeout)
-        return Kept(self.writer.path, self.writer.lost, self.writer.is_cut)
+        return Kept(self.writer.path, self.writer.lost, self.writer.cut)
 
     def fork(self) -> None:
         """In a forked child: the parent's segment is let go, and what is logged from here on begins another."""
         self.writer.abandon()
         self.is_child = True
+        self.on_move = None
         self._parent = self.segment
         self.notices.renew_lock()
         self._begin()
+
+
+def _number_said(line: bytes) -> bytes:
+    """Of which series, or which set, the line of a record speaks, if it does."""
+    return line[: line.find(b",", len(_HEADED))]

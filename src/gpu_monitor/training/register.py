@@ -39,13 +39,21 @@ class Registration:
         self.path = path
         self._experiment_id = experiment_id
         self._pid = os.getpid()
+        self._is_over = False
         self._before = environment(EXPERIMENT_ID)
         set_environment(EXPERIMENT_ID, experiment_id)
+
+    def renew(self, about: dict[str, Any]) -> None:
+        """Say this instead from now on; where that cannot be written, what was said stays."""
+        if self.path is not None and os.getpid() == self._pid and not self._is_over:
+            with contextlib.suppress(OSError):
+                self.path = self.path.parent / _write(self.path.parent, self.path.stem, _encoded(about))
 
     def close(self, timeout: float) -> str | None:
         """Take the registration away; nothing of it is ever missed, so there are no words."""
         if os.getpid() != self._pid:
             return None
+        self._is_over = True
         if environment(EXPERIMENT_ID) == self._experiment_id:
             set_environment(EXPERIMENT_ID, self._before)
         if self.path is not None:
@@ -72,7 +80,9 @@ def start(recorder: Recorder, options: Options) -> Registration:
         "project": recorder.run.project,
         "server": options.settings.server,
     }
-    return Registration(recorder.experiment_id, register(about, process, folders(SystemClock().now())))
+    made = Registration(recorder.experiment_id, register(about, process, folders(SystemClock().now())))
+    recorder.on_move = lambda: made.renew({**about, "segment": recorder.segment})
+    return made
 
 
 def folders(now: float, shared: Path = Path(SHARED_REGISTRY), runtime: Path | None = None) -> Iterator[Path]:

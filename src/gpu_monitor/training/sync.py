@@ -17,7 +17,8 @@ from gpu_monitor.core.errors import NothingFound
 from gpu_monitor.sinks.blobs import BlobSender
 from gpu_monitor.sinks.experiments import ExperimentServer, Meaning, Told
 from gpu_monitor.sinks.patience import Patience
-from gpu_monitor.sinks.segments import SegmentSender, read_header, read_sent, segment_files, size_of
+from gpu_monitor.sinks.segments import SegmentSender, read_header, segment_files, size_of
+from gpu_monitor.sinks.sent import read_sent
 from gpu_monitor.training.leftovers import experiment_folders, is_being_written
 from gpu_monitor.training.vanished import find_vanished
 
@@ -35,7 +36,9 @@ class Synced:
 
     `local_bytes`: whole records that the server does not hold; `torn_bytes`: the end of a record that was never
     written whole, which stays; `reasons`: why something is still only here; `is_written`: a living process goes on
-    writing it; `is_crashed`: the server was told that its writer is gone, and calls it crashed.
+    writing it; `is_crashed`: the server was told that its writer is gone, and calls it crashed; `is_refused`: what is
+    still here cannot go as it is, or its files cannot; `more_bytes`: the server holds so many more, of segments that
+    were cut short here.
     """
 
     experiment_id: str
@@ -49,11 +52,13 @@ class Synced:
     reasons: tuple[str, ...] = ()
     is_written: bool = False
     is_crashed: bool = False
+    is_refused: bool = False
+    more_bytes: int = 0
 
     @property
     def is_done(self) -> bool:
         """Whether the server holds all there is to hold."""
-        return not self.local_bytes and not self.local_files
+        return not self.local_bytes and not self.local_files and not self.is_refused
 
 
 def find_experiments(directories: Sequence[Path]) -> list[Path]:
@@ -116,7 +121,8 @@ class Sync:
             yield self._bring(folder)
 
     def _known(self, path: Path) -> int:
-        return 0 if self._again else read_sent(path).get(self._server.base, 0)
+        sent = None if self._again else read_sent(path).get(self._server.base)
+        return 0 if sent is None else sent.offset
 
     def _bring(self, folder: Path) -> Synced:
         blobs = BlobSender(self._server)
@@ -182,6 +188,12 @@ class Sync:
             return
         self._clock.wait(self._never, self._clock.monotonic() + pause)
 
+    def _left(self, sender: SegmentSender) -> int:
+        """Bytes that should have gone and did not; what a living process has written since is none of them."""
+        if sender.problem is not None:
+            return max(0, sender.size() - sender.held)
+        return 0 if self.stopped is None else sender.left()
+
     def _sum_up(
         self,
         folder: Path,
@@ -192,13 +204,13 @@ class Sync:
         is_crashed: bool,
     ) -> Synced:
         header = next(filter(None, (read_header(sender.path) for sender in senders)), None)
-        left = [0 if sender.is_deleted_there else max(0, sender.size() - sender.held) for sender in senders]
-        torn = [
-            0 if self.stopped or sender.problem else rest for sender, rest in zip(senders, left, strict=True)
-        ]
+        owing = [sender for sender in senders if not sender.is_deleted_there]
+        behind = sum(max(0, sender.size() - sender.held) for sender in owing)
+        local = sum(self._left(sender) for sender in owing)
+        # A file that a record of this experiment names may be owed by several of its segments.
+        files = set(blobs.problems).union(*(sender.owed_files for sender in owing))
         reasons = [sender.problem for sender in senders if sender.problem is not None]
-        local = sum(left) - sum(torn)
-        if self.stopped is not None and local:
+        if self.stopped is not None and (local or files):
             reasons.append(self.stopped.text)
         return Synced(
             folder.name,
@@ -207,11 +219,13 @@ class Sync:
             uploaded_bytes=uploaded + blobs.sent_bytes,
             uploaded_files=blobs.sent_files,
             local_bytes=local,
-            local_files=len(blobs.problems),
-            torn_bytes=sum(torn),
+            local_files=len(files),
+            torn_bytes=max(0, behind - local),
             reasons=tuple(dict.fromkeys([*reasons, *blobs.problems.values()])),
             is_written=any(is_being_written(sender.path) for sender in senders),
             is_crashed=is_crashed,
+            is_refused=bool(blobs.problems) or any(sender.problem is not None for sender in owing),
+            more_bytes=sum(max(0, one.there - one.size()) for one in owing if one.problem is None),
         )
 
 

@@ -12,6 +12,7 @@ from gpu_monitor.sinks.experiments import ExperimentServer, Told
 from gpu_monitor.sinks.segments import SegmentSender, read_header, segment_files
 from gpu_monitor.training.backlog import Backlog
 from gpu_monitor.training.leftovers import is_being_written, is_owed
+from gpu_monitor.training.recorder import Recorder
 
 LOOK_SECONDS = 2.0
 """Between two looks for segments of forked children, and of processes that are gone."""
@@ -22,7 +23,9 @@ class Upload:
 
     The backlog is what other processes left of it that are gone, such as the one that was killed before this one went
     on. `at`: milliseconds since the segment's start. `tell`: says something once, by key. `share`: this process's
-    number and how many there are; each takes what was left by the ranks that have its number modulo that.
+    number and how many there are; each takes what was left by the ranks that have its number modulo that. `recorder`:
+    whose segment it is; it puts the file in order where another program deleted it or cut it short, and may go on in
+    another one then.
     """
 
     def __init__(
@@ -32,6 +35,7 @@ class Upload:
         at: Callable[[], int],
         tell: Callable[[str, str], None],
         share: tuple[int, int] = (0, 1),
+        recorder: Recorder | None = None,
     ) -> None:
         self.path = path
         self.at = at
@@ -44,12 +48,14 @@ class Upload:
         self.last: Told | None = None
         """The last answer that was no success."""
         self.blobs = BlobSender(server)
-        self.senders = {path.stem: SegmentSender(server, self.blobs, path)}
+        self._recorder = recorder
+        self._server = server
+        self.senders = {path.stem: self._sender(path)}
         self.backlog = Backlog(server)
         self.heard = 0.0
         self.saved = 0.0
         self.may_tell_alive = True
-        self._server = server
+        self._has_asked_again = False
         self._share = share
         self._strangers: set[str] = set()
         self._looked = float("-inf")
@@ -64,6 +70,13 @@ class Upload:
 
         Whoever lives uploads its own: it holds the lock of its segment.
         """
+        self._follow()
+        if self.is_leaving and not self._has_asked_again:
+            # There may be room by now for files that the server did not take.
+            self._has_asked_again = True
+            self.blobs.try_again()
+            for sender in self.senders.values():
+                sender.try_files_again()
         if not self.is_leaving and now - self._looked < LOOK_SECONDS:
             return
         self._looked = now
@@ -75,7 +88,7 @@ class Upload:
             if header is None:
                 continue  # not written yet
             if header.about.parent in self.senders:
-                self.senders[path.stem] = SegmentSender(self._server, self.blobs, path)
+                self.senders[path.stem] = self._sender(path)
             elif (header.about.writer.rank or 0) % count != number:
                 self._strangers.add(path.stem)
             elif is_being_written(path):
@@ -84,6 +97,18 @@ class Upload:
                 self.backlog.add(path)
             else:
                 self._strangers.add(path.stem)
+
+    def _sender(self, path: Path) -> SegmentSender:
+        mend = None if self._recorder is None else self._recorder.settle
+        return SegmentSender(self._server, self.blobs, path, mend=mend)
+
+    def _follow(self) -> None:
+        """Go on with the segment that the recorder writes now: another program may have cut the one before."""
+        if self._recorder is None or self._recorder.writer.path == self.path:
+            return
+        path = self._recorder.writer.path
+        self.senders[path.stem] = self._sender(path)
+        self.path = path
 
     def save(self, now: float) -> None:
         """Remember on disk what the server holds."""
@@ -98,13 +123,24 @@ class Upload:
         return own + self.backlog.moved
 
     def left(self) -> int:
-        """Bytes of its segments that the server is not known to hold."""
-        own = sum(max(0, sender.size() - sender.held) for sender in list(self.senders.values()))
-        return own + self.backlog.left()
+        """Bytes of whole records of its segments that the server is not known to hold."""
+        return sum(sender.left() for sender in list(self.senders.values())) + self.backlog.left()
 
     def missing(self) -> list[str]:
         """Why files were not uploaded, one each."""
-        return [*self.blobs.problems.values(), *self.backlog.blobs.problems.values()]
+        known = {**self.blobs.problems, **self.backlog.blobs.problems}
+        owed = set().union(*(sender.owed_files for sender in list(self.senders.values())))
+        return [*known.values(), *("it was not asked for again" for one in owed if one not in known)]
+
+    @property
+    def is_deleted_there(self) -> bool:
+        """Whether the server says that the experiment was deleted there."""
+        return any(sender.is_deleted_there for sender in list(self.senders.values()))
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether something of its segments cannot go as it is."""
+        return any(one.problem for one in [*self.senders.values(), *self.backlog.failed])
 
     def why(self) -> Iterator[str]:
         """What stands in the way of the rest."""

@@ -93,16 +93,24 @@ class Uploader:
         left = upload.left()
         reasons = list(dict.fromkeys(upload.why()))
         missing = upload.missing()
-        if not left and not missing:
+        if not left and not missing and (upload.is_deleted_there or not upload.is_refused):
             return None
+        folder, command = upload.path.parent, f"`gpu_monitor sync {upload.path.parent.parent}`"
+        if not left and not missing:
+            return (
+                f"what {folder} holds cannot be uploaded: {reasons[0].rstrip('.')}; {command} tries it again"
+            )
         if not left:
-            return f"{len(missing)} of its files were not uploaded ({missing[0]})"
-        reason = "; ".join(reasons[:2]) or f"{timeout:g} s were not enough"
-        directory = upload.path.parent.parent
-        return (
-            f"{left:,} bytes are only in {upload.path.parent}, not on {self.server.name}: {reason}. "
-            f"Nothing is lost; `gpu_monitor sync {directory}` uploads them, and so does the next start"
-        )
+            why = missing[0].rstrip(".")
+            return f"{len(missing)} of its files were not uploaded ({why}); {command} tries them again"
+        late = f"{timeout:g} s were not enough" if not upload.done.is_set() else "it was not sent"
+        reason = "; ".join(one.rstrip(".") for one in reasons[:2]) or late
+        text = f"{left:,} bytes are only in {folder}, not on {self.server.name}: {reason}. "
+        if upload.is_deleted_there:
+            return f"{text}They stay here; that server takes nothing more of this experiment"
+        if upload.is_refused:
+            return f"{text}They stay here, and go nowhere until that is mended; {command} tries it again"
+        return f"{text}Nothing is lost; {command} uploads them, and so does the next start"
 
     def _work(self) -> None:
         while True:
@@ -287,12 +295,14 @@ UPLOADERS = Uploaders()
 class Delivery:
     """The part of an open experiment that has it uploaded (`training.parts`)."""
 
-    def __init__(self, uploader: Uploader, upload: Upload) -> None:
+    def __init__(self, uploader: Uploader, upload: Upload, recorder: Recorder) -> None:
         self._uploader = uploader
         self._upload = upload
+        self._recorder = recorder
 
     def close(self, timeout: float) -> str | None:
         """Send what is left; what is only here after that, in words."""
+        self._recorder.settle()  # what was deleted just now is not there to be sent
         return self._uploader.leave(self._upload, timeout)
 
 
@@ -311,6 +321,6 @@ def begin(recorder: Recorder, settings: TrainingSettings) -> Delivery:
     rank = find_rank() or 0
     uploader = UPLOADERS.find(base, make)
     share = rank, find_world_size() or 1
-    upload = Upload(uploader.server, recorder.writer.path, recorder.at, recorder.warn_once, share)
+    upload = Upload(uploader.server, recorder.writer.path, recorder.at, recorder.warn_once, share, recorder)
     uploader.add(upload)
-    return Delivery(uploader, upload)
+    return Delivery(uploader, upload, recorder)
