@@ -421,6 +421,23 @@ def test_what_a_living_process_writes_is_left_to_it(shelf: Shelf, tmp_path: Path
     other.close(1.0)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="that a process is gone is told from /proc of Linux")
+def test_one_that_goes_on_in_another_process_is_not_said_to_have_ended(shelf: Shelf, tmp_path: Path) -> None:
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    # No process has the pid 4194304: the largest is one less.
+    gone = {"host": os.uname().nodename, "pid": 1 << 22, "ns_pid": 1 << 22, "start_ticks": 1, "boot_id": boot}
+    old = make(tmp_path, "resumed", "seg-00000000", writer=gone)
+    make(tmp_path, "over", "seg-00000000", writer=gone)
+    now = Recorder(Run("resumed", "x", "y", tmp_path / "resumed"))
+    now.put(Note(1, "it goes on"))
+    rig = Rig(shelf, tmp_path, sweeps=True)
+    until(lambda: rig.uploader._directory is None, "it has looked")
+    assert shelf.held("resumed", old.stem) == old.read_bytes()
+    assert [experiment for experiment, _ in shelf.ended] == ["over"]
+    now.close(1.0)
+    assert rig.end() is None
+
+
 def test_a_mistake_of_ours_is_told_and_the_training_goes_on(
     shelf: Shelf, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -16,10 +16,10 @@ from gpu_monitor.config.training import TrainingSettings
 from gpu_monitor.core.clock import Clock, SystemClock
 from gpu_monitor.sinks.experiments import ExperimentServer, Meaning, Told
 from gpu_monitor.sinks.patience import Patience
-from gpu_monitor.sinks.segments import SegmentSender
+from gpu_monitor.sinks.segments import SegmentSender, segment_files
 from gpu_monitor.training.backlog import Backlog
 from gpu_monitor.training.identity import find_rank, find_world_size
-from gpu_monitor.training.leftovers import find_leftovers
+from gpu_monitor.training.leftovers import find_leftovers, is_being_written
 from gpu_monitor.training.notice import tell
 from gpu_monitor.training.recorder import Recorder
 from gpu_monitor.training.upload import Upload
@@ -62,6 +62,8 @@ class Uploader:
         self._retry_at = float("-inf")
         self._leftovers: Iterator[list[Path]] | None = None
         self._leftover: Backlog | None = None
+        self._goes_on = False
+        """Whether a living process writes the experiment of the leftover: it has not ended, whoever vanished before."""
         self._left_bytes = 0
         self.mistakes = 0
         """Errors of this program itself that ended a round."""
@@ -219,8 +221,9 @@ class Uploader:
             self._leftover = Backlog(self.server)
             for path in paths:
                 self._leftover.add(path)
+            self._goes_on = any(is_being_written(path) for path in segment_files(paths[0].parent))
         before = self._leftover.moved
-        told = self._leftover.step()
+        told = self._leftover.step(may_tell=not self._goes_on)
         self._left_bytes += self._leftover.moved - before
         if told is None:
             self._leftover = None
