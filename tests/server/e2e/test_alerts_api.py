@@ -352,7 +352,7 @@ def test_the_description_holds_the_settings_of_each_kind(asked: Asked) -> None:
     schemas = asked.server.ask("GET", "/openapi.json").json["components"]["schemas"]
     rule, channel = (schemas[name]["properties"] for name in ("WantedRule", "WantedChannel"))
     each = {one["title"]: one for one in rule["settings"]["anyOf"]}
-    assert len(each) == len(rule["kind"]["enum"]) == 14
+    assert len(each) == len(rule["kind"]["enum"]) == 15
     assert each["settings of threshold"]["required"] == ["metric", "limit"]
     assert each["settings of threshold"]["properties"]["when"]["enum"] == ["above", "below"]
     assert [one["title"].split()[-1] for one in channel["settings"]["anyOf"]] == [

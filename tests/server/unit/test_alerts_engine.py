@@ -459,7 +459,7 @@ def test_the_built_in_rules_are_there_and_what_was_changed_stays(store: Store) -
     fleet.restart()
     with store.read() as connection:
         found = {rule.id: rule for rule in list_rules(connection)}
-    assert len(found) == 16
+    assert len(found) == 17
     assert not found["gpu-hot"].enabled
     assert found["gpu-lost"].enabled
     assert all(rule.builtin for rule in found.values())

@@ -65,7 +65,16 @@ RULES = (*BUILTIN, *(Rule(f"rule-{place}", spec, "warning") for place, spec in e
 def test_every_kind_that_looks_at_readings_can_be_looked_for() -> None:
     """A kind without a screen would never be judged: only those that look at the node alone, or at experiments, have none."""
     without = {kind.name for kind in KINDS if kind.screen is None}
-    assert without == {"silent", "late", "skew", "run_ended", "run_stalled", "run_metric", "run_nan"}
+    assert without == {
+        "silent",
+        "late",
+        "skew",
+        "run_ended",
+        "run_stalled",
+        "run_metric",
+        "run_nan",
+        "run_alert",
+    }
 
 
 def mark_all(

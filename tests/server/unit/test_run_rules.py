@@ -11,15 +11,17 @@ from sqlalchemy import select, update
 from gpu_monitor.core.errors import UsageError
 from gpu_monitor.server.alerts.kinds import AnySpec, convert_spec, kind_of, scope_of
 from gpu_monitor.server.alerts.rule import Rule
+from gpu_monitor.server.alerts.rules.run_alert import RunAlert
 from gpu_monitor.server.alerts.rules.run_ended import RunEnded
 from gpu_monitor.server.alerts.rules.run_metric import RunMetric
 from gpu_monitor.server.alerts.rules.run_nan import RunNan
 from gpu_monitor.server.alerts.rules.run_stalled import RunStalled
-from gpu_monitor.server.alerts.window import RUN_OVER, Judgement, RunValue, RunWindow
+from gpu_monitor.server.alerts.window import RUN_OVER, Judgement, RunSaid, RunValue, RunWindow
 from gpu_monitor.server.notify.notice import read_notice
 from gpu_monitor.server.store.engine import Store
 from gpu_monitor.server.store.schema import alerts, outbox
 from gpu_monitor.server.store.schema_experiments import experiments
+from gpu_monitor.wire.training import Alert
 from tests.server.runs import Segment, write_segment
 from tests.server.watched import Watched
 
@@ -107,6 +109,28 @@ def test_a_metric_that_is_no_finite_number() -> None:
     assert judged(RunNan(), replace(ended("failed", 5), metrics=value(None))).episodes == ()
 
 
+def test_what_a_run_says_by_itself() -> None:
+    said = [
+        RunSaid(T - 9000, "error", "old", ""),
+        RunSaid(T - 700, "error", "first", "a"),
+        RunSaid(T - 60, "info", "no", ""),
+    ]
+    one, two = replace(RUNS, said=said), replace(RUNS, said=[*said, RunSaid(T - 30, "error", "second", "b")])
+    assert judged(RunAlert(), RUNS) == Judgement((), T)
+    (episode,) = judged(RunAlert(), one).episodes
+    assert (episode.since, episode.until, episode.message) == (T - 700, None, "run resnet says: first: a")
+    (episode,) = judged(RunAlert(), two).episodes
+    assert (episode.since, episode.seen, episode.message) == (
+        T - 700,
+        T - 30,
+        "run resnet says: second: b (2 alerts of it)",
+    )
+    (episode,) = judged(RunAlert(levels=("info",), quiet_seconds=60), one).episodes
+    assert (episode.until, episode.message) == (T, "run resnet says: no")
+    (episode,) = judged(RunAlert(), replace(two, status="completed", ended=T - 5)).episodes
+    assert episode.until is None, "it was said, though the run is over"
+
+
 def test_settings_are_checked() -> None:
     assert scope_of(convert_spec({"kind": "run_ended", "statuses": ["stopped"]})) == "experiment"
     for wrong in (
@@ -115,6 +139,8 @@ def test_settings_are_checked() -> None:
         {"kind": "run_metric", "metric": "loss"},
         {"kind": "run_metric", "metric": "lo\x00ss", "limit": 1},
         {"kind": "run_stalled", "grace": 5},
+        {"kind": "run_alert", "levels": []},
+        {"kind": "run_alert", "levels": ["fatal"]},
     ):
         with pytest.raises(UsageError):
             convert_spec(wrong)
@@ -127,6 +153,7 @@ ALL = (
     Rule("nan", RunNan(), "warning", "Stop it."),
     Rule("loss", RunMetric(metric="loss", limit=5.0, only=("vision",)), "warning", "Look."),
     Rule("stalled", RunStalled(grace_seconds=60), "warning", "Look."),
+    Rule("said", RunAlert(), "error", "Ask."),
 )
 
 
@@ -141,6 +168,25 @@ def fleet(store: Store) -> Iterator[Watched]:
 def write(fleet: Watched, segment: Segment) -> None:
     """A segment that comes now."""
     write_segment(fleet.store, "100", segment, fleet.clock.now())
+
+
+def test_what_a_run_says_is_told_once_and_is_over_an_hour_later(fleet: Watched) -> None:
+    begun = fleet.clock.now()
+    write(
+        fleet,
+        Segment("run-a", "resnet", "vision", begun).add(Alert(1000, "error", "loss is odd", "look at lr")),
+    )
+    fleet.turn()
+    fleet.clock.advance(20)
+    fleet.turn()
+    (alert,) = fleet.alerts()
+    assert (alert.rule, alert.subject, alert.state) == ("said", "experiment/run-a", "firing")
+    assert alert.message.endswith("says: loss is odd: look at lr")
+    with fleet.store.read() as connection:
+        assert len(connection.execute(outbox.select()).all()) == 1
+    fleet.clock.advance(3600)
+    fleet.turn()
+    assert ("said", "resolved") in fleet.states()
 
 
 def test_a_run_fires_for_its_metric_then_nan_then_its_failure(fleet: Watched) -> None:

@@ -8,6 +8,7 @@ from gpu_monitor.server.alerts.rules.disk import Disk
 from gpu_monitor.server.alerts.rules.held import Held
 from gpu_monitor.server.alerts.rules.late import Late
 from gpu_monitor.server.alerts.rules.lost import Lost
+from gpu_monitor.server.alerts.rules.run_alert import RunAlert
 from gpu_monitor.server.alerts.rules.run_ended import RunEnded
 from gpu_monitor.server.alerts.rules.run_nan import RunNan
 from gpu_monitor.server.alerts.rules.run_stalled import RunStalled
@@ -116,6 +117,12 @@ BUILTIN: tuple[Rule, ...] = (
         "warning",
         "Stop it before it costs more: go back to the last checkpoint before that step, with a lower learning rate,"
         " gradient clipping or another loss scale.",
+    ),
+    Rule(
+        "run-alert",
+        RunAlert(),
+        "error",
+        "What it says is its author's own: look at its output and metrics. Lower levels are told by a rule with `levels`.",
     ),
     Rule(
         "server-disk",

@@ -10,6 +10,7 @@ from gpu_monitor.server.alerts.actives import ActiveAlerts
 from gpu_monitor.server.alerts.book import RuleBook
 from gpu_monitor.server.alerts.judge import Found
 from gpu_monitor.server.alerts.kinds import is_meant
+from gpu_monitor.server.alerts.rules.run_alert import RunAlert
 from gpu_monitor.server.alerts.rules.run_metric import RunMetric
 from gpu_monitor.server.alerts.rules.run_nan import RunNan
 from gpu_monitor.server.alerts.state import CHANGED, OLD_SECONDS, Subject, View, finish, settle
@@ -27,10 +28,13 @@ def evaluate_experiments(
     held = {alert.subject for alert in actives.of(None).values() if alert.subject.startswith(RUN_SUBJECT)}
     names = [entry.rule.spec.metric for entry in book.experiment if isinstance(entry.rule.spec, RunMetric)]
     wants_special = any(isinstance(entry.rule.spec, RunNan) for entry in book.experiment)
+    said = max(
+        (entry.duration for entry in book.experiment if isinstance(entry.rule.spec, RunAlert)), default=None
+    )
     reach = max((entry.duration for entry in book.experiment), default=0.0)
     found: list[Found] = []
     seen: set[str] = set()
-    for run in load_runs(connection, held, sorted(set(names)), wants_special, now, reach):
+    for run in load_runs(connection, held, sorted(set(names)), wants_special, now, reach, said):
         subject = Subject(f"{RUN_SUBJECT}{run.uid}", None, None, run.contract, run.simulated)
         seen.add(subject.name)
         found += _judged(book, actives, subject, run, now)

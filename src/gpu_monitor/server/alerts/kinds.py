@@ -16,6 +16,7 @@ from gpu_monitor.server.alerts.rules import (
     held,
     late,
     lost,
+    run_alert,
     run_ended,
     run_metric,
     run_nan,
@@ -42,6 +43,7 @@ AnySpec = (
     | skew.Skew
     | disk.Disk
     | run_ended.RunEnded
+    | run_alert.RunAlert
     | run_stalled.RunStalled
     | run_metric.RunMetric
     | run_nan.RunNan
@@ -75,8 +77,15 @@ KINDS: tuple[RuleKind, ...] = (
     RuleKind("run_stalled", run_stalled.RunStalled, run_stalled.judge),
     RuleKind("run_metric", run_metric.RunMetric, run_metric.judge),
     RuleKind("run_nan", run_nan.RunNan, run_nan.judge),
+    RuleKind("run_alert", run_alert.RunAlert, run_alert.judge),
 )
-_OF_RUNS = (run_ended.RunEnded, run_stalled.RunStalled, run_metric.RunMetric, run_nan.RunNan)
+_OF_RUNS = (
+    run_ended.RunEnded,
+    run_stalled.RunStalled,
+    run_metric.RunMetric,
+    run_nan.RunNan,
+    run_alert.RunAlert,
+)
 _BY_NAME = {kind.name: kind for kind in KINDS}
 _decoder = msgspec.json.Decoder(AnySpec)
 

@@ -124,9 +124,19 @@ class RunValue(NamedTuple):
     special_step: int | None = None
 
 
+class RunSaid(NamedTuple):
+    """An alert that a run raised by itself. `time`: UTC epoch s."""
+
+    time: float
+    level: str
+    title: str
+    text: str
+
+
 @dataclass(frozen=True)
 class RunWindow:
-    """A training run, called `title`. `lease`: until when its last word counts; `metrics`: those that rules look at."""
+    """A training run, called `title`. `lease`: until when its last word counts; `metrics`: those that rules look at;
+    `said`: alerts it raised lately, in order of time."""
 
     now: float
     title: str
@@ -137,6 +147,7 @@ class RunWindow:
     reason: str | None = None
     last_step: int | None = None
     metrics: Mapping[str, RunValue] = field(default_factory=dict)
+    said: Sequence[RunSaid] = ()
 
 
 class DiskUse(NamedTuple):

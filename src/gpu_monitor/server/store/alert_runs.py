@@ -8,8 +8,8 @@ from typing import Any
 
 from sqlalchemy import Connection, select
 
-from gpu_monitor.server.alerts.window import RunValue, RunWindow
-from gpu_monitor.server.store.schema_experiments import experiments, projects, series
+from gpu_monitor.server.alerts.window import RunSaid, RunValue, RunWindow
+from gpu_monitor.server.store.schema_experiments import experiments, projects, run_alerts, series
 
 RUN_SUBJECT = "experiment/"
 """What the subjects of alerts about experiments begin with; then comes the experiment's id."""
@@ -36,10 +36,12 @@ def load_runs(
     wants_special: bool,
     now: float,
     reach: float,
+    said: float | None = None,
 ) -> Iterator[RunFacts]:
     """Experiments that run, whose status changed in the last `reach` seconds, or whose subject is in `held`.
 
-    Of their metrics those in `names`, and with `wants_special` those that are or were not finite.
+    Of their metrics those in `names`, and with `wants_special` those that are or were not finite. Of the alerts they raised
+    those of twice the last `said` seconds.
     """
     row = experiments.c
     base = select(experiments, projects.c.name.label("project_name")).join(
@@ -60,15 +62,28 @@ def load_runs(
         _load(connection, running, names, values)
     if wants_special:
         _load(connection, specials, None, values)
+    spoken = {} if said is None else _load_said(connection, list(found), now - 2 * said)
     for one in found.values():
         window = RunWindow(
             now, f"run {one.name} ({one.uid}) of {one.project_name}", one.status, one.ended, one.last_heard, one.lease,
             one.reason or one.signal or (None if one.exit_code is None else f"exit code {one.exit_code}"),
-            one.last_step, values.get(one.id, {}),
+            one.last_step, values.get(one.id, {}), spoken.get(one.id, ()),
         )  # fmt: skip
         yield RunFacts(
             one.uid, one.name, one.project_name, one.contract, bool(one.simulated), one.status_changed, window
         )
+
+
+def _load_said(connection: Connection, ids: Sequence[int], since: float) -> dict[int, list[RunSaid]]:
+    row = run_alerts.c
+    found: dict[int, list[RunSaid]] = {}
+    for start in range(0, len(ids), _AT_ONCE):
+        asked = select(row.experiment, row.time, row.level, row.title, row.text).where(
+            row.experiment.in_(ids[start : start + _AT_ONCE]), row.time >= since
+        )
+        for run, *one in connection.execute(asked.order_by(row.experiment, row.time, row.id)):
+            found.setdefault(run, []).append(RunSaid(*one))
+    return found
 
 
 def _load(
