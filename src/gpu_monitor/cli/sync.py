@@ -190,12 +190,10 @@ def _summary(server: ExperimentServer, found: Sequence[Synced]) -> str:
     text = f"{count} experiment{'' if count == 1 else 's'}, {size_text(uploaded)} uploaded to {server.name}"
     missing = sum(one.local_files for one in found)
     if local or missing:
-        text += f"; still local: {size_text(local)}" + (f" and {missing} files" if missing else "")
+        files = [f"{missing} file{'' if missing == 1 else 's'}"] if missing else []
+        text += f"; still local: {' and '.join([size_text(local), *files] if local else files)}"
         if any(one.is_refused for one in found):
-            return (
-                text
-                + ". What is local stays here; of that, what a line above gives a reason for has to be mended"
-            )
+            return text + ". All of it stays here; the lines above say what has to be mended before it can go"
         return text + ". Nothing is lost: the same command goes on from here"
     if any(not one.is_done for one in found):
         return text + "; something could not be read, as said above"

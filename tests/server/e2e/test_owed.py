@@ -125,6 +125,19 @@ print(json.dumps(str(artifact.path)))
     assert "it holds everything" in done.stderr
 
 
+def test_a_file_that_the_server_lost_is_brought_again(runs: Runs, tmp_path: Path) -> None:
+    content = os.urandom(5000)
+    (tmp_path / "weights").write_bytes(content)
+    assert Told(runs, "monitor.log_artifact('weights')\nprint(json.dumps(monitor.finish()))\n").end()[0] == []
+    sha256 = hashlib.sha256(content).hexdigest()
+    (there,) = runs.server.folder.glob(f"**/{sha256}")
+    for harm in ("gone", "shorter"):
+        there.unlink() if harm == "gone" else os.truncate(there, 100)
+        assert not holds(runs, sha256), "it is not called whole"
+        assert runs.sync("--again").returncode == 0
+        assert (holds(runs, sha256), there.read_bytes()) == (True, content)
+
+
 @pytest.mark.parametrize(("share", "after"), [(0.5, 3000), (0.5, 300), (0.0, 300), (0.0, 6000)])
 def test_a_log_that_is_cut_while_the_training_runs_goes_on_in_another_and_arrives_whole(
     share: float, after: int, runs: Runs, tmp_path: Path

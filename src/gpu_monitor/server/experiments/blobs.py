@@ -14,6 +14,7 @@ import errno
 import hashlib
 import os
 import shutil
+import stat
 from collections import OrderedDict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +25,7 @@ from typing import Any
 from gpu_monitor.core.clock import Clock
 from gpu_monitor.core.errors import StorageError, StorageFull
 from gpu_monitor.server.store.blob_files import blob_path
-from gpu_monitor.server.store.blob_rows import bytes_of, held_by, hold, is_held, want
+from gpu_monitor.server.store.blob_rows import BlobRow, bytes_of, held_by, hold, is_held, want
 from gpu_monitor.server.store.engine import Store
 from gpu_monitor.storage.locks import FileLock
 
@@ -96,10 +97,10 @@ class BlobStore:
         return blob_path(self.folder, sha256)
 
     def state(self, contract: int, sha256: str) -> BlobState:
-        """How far it is; whoever is told that it is whole has time to name it."""
+        """How far it is; whoever is told that it is whole has time to name it. One whose bytes are lost is brought anew."""
         with self._store.read() as connection:
             row = held_by(connection, contract, sha256)
-        if row is not None:
+        if row is not None and self._is_there(row):
             with self._store.write() as connection:
                 want(connection, contract, row.id, self._clock.now())
             return BlobState(row.size, True)
@@ -118,8 +119,10 @@ class BlobStore:
             with self._store.read() as connection:
                 row = held_by(connection, contract, sha256)
                 taken = 0 if self._quota is None else bytes_of(connection, contract)
-            if row is not None:
+            if row is not None and self._is_there(row):
                 return BlobState(row.size, True)
+            if row is not None:
+                taken -= row.size
             path = self._incoming(contract, sha256)
             handle = os.open(path, _PLAIN, 0o600)
             try:
@@ -227,6 +230,14 @@ class BlobStore:
         for folder in sorted(self.folder.glob("*")):
             if folder.is_dir():
                 yield from (path for path in folder.iterdir() if len(path.name) >= 64)
+
+    def _is_there(self, row: BlobRow) -> bool:
+        """Whether a file that is known to be whole lies where it should: somebody may have deleted it, or cut it."""
+        try:
+            found = self.path_of(row.sha256).stat()
+        except FileNotFoundError:
+            return False
+        return stat.S_ISREG(found.st_mode) and found.st_size == row.size
 
     def _incoming(self, contract: int, sha256: str) -> Path:
         return self.folder / "incoming" / f"{sha256}.{contract}"
