@@ -38,7 +38,8 @@ class SegmentSender:
     """Brings a segment to a server. One thread.
 
     `held`: bytes the server is known to hold, as they are here. `problem`: why the rest cannot go as it is; None
-    while it may. `mend`: asked to put the file in order when it is gone, shorter or another than what was sent.
+    while it may. `mend`: of one that is being written: asked to put the file in order, before what was read of it is
+    sent, and when it is gone, shorter or another than what was sent.
     """
 
     def __init__(
@@ -133,6 +134,8 @@ class SegmentSender:
             return None
         if not piece:
             return self._owed_file() if self.problem is None else None
+        if not self._is_genuine(piece):
+            return Told(Meaning.ELSEWHERE, self.held)
         place, blob = self._first_blob(piece)
         if blob is not None and place == 0:
             return self._blobs.step(blob, self.path.parent)
@@ -202,6 +205,17 @@ class SegmentSender:
         self.is_other = True
         self._mended()
         self._start_over()
+
+    def _is_genuine(self, piece: bytes) -> bool:
+        """Whether what was just read is what its writer put there.
+
+        A file that was cut before it was read is shorter than its writer knows, whatever was added since; asked now, the
+        writer takes that away to a segment of its own. What it had to say must not be here, too.
+        """
+        if self._mend is None:
+            return True
+        self._mend()
+        return self.size() >= self.held + len(piece)
 
     def _mended(self) -> tuple[int, int] | None:
         """Have the file put in order; its face then."""

@@ -182,6 +182,38 @@ print(json.dumps(monitor.finish()))
     assert set(range(2000, len(steps))) <= set(points)
 
 
+def test_cuts_of_what_was_not_sent_yet_double_nothing(runs: Runs, tmp_path: Path) -> None:
+    code = """
+import random
+ask(monitor.experiment_id)
+chance, last = random.Random(7), []
+for _ in range(4):
+    log(chance.randrange(700, 4000))
+    path = monitor.recorder.writer.path
+    size = os.path.getsize(path)
+    os.truncate(path, max(0, size - chance.randrange(1, 30_000)))
+    last.append(step)
+    for _ in range(4):
+        log(500)
+        time.sleep(0.1)
+    while monitor.recorder.writer.path == path:
+        time.sleep(0.01)
+monitor.finish()
+print(json.dumps(last))
+"""
+    training = Told(runs, code)
+    experiment = training.hear()
+    cuts, _ = training.end()
+    steps, values = runs.loss(experiment)
+    assert len(steps) == len(set(steps)), "nothing is there twice"
+    assert values == [step / 7 for step in steps]
+    for first in cuts:  # the next cut takes of what came after these only
+        assert set(range(first, first + 2000)) <= set(steps)
+    said = runs.get(f"/api/experiments/{experiment}")
+    assert [one["damaged"] for one in said["segments"]] == [0] * 5
+    assert "it holds everything" in runs.sync("--again").stderr
+
+
 def test_a_log_that_was_cut_and_grew_while_nobody_looked_is_never_called_held(
     runs: Runs, tmp_path: Path
 ) -> None:
