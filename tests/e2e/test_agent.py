@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import sqlite3
 import time
@@ -97,6 +98,27 @@ def test_sighup_takes_over_a_good_configuration_and_refuses_a_bad_one(tmp_path: 
         assert process.wait(timeout=10) == 0
     latest = [row[0] for row in query(store, "SELECT DISTINCT id >> 20 FROM samples_raw ORDER BY 1")][-2:]
     assert all(start % 2 == 0 for start in latest)
+
+
+def test_many_sighups_do_not_stop_it(tmp_path: Path) -> None:
+    """Each interrupts the main thread wherever it is, which may be inside a lock that a reload takes."""
+    store = tmp_path / "gpu_metrics.db"
+    server = {"url": "http://127.0.0.1:9/api/metrics", "contract_number": "1"}  # nobody listens there
+    config = configure(tmp_path, collection={"interval_seconds": 1}, server=server)
+    chance = random.Random(5)
+
+    def stored() -> int:
+        return len(rows(store, "SELECT DISTINCT id >> 20 FROM samples_raw"))
+
+    with running(tmp_path, "-c", str(config), "--simulate", "2") as process:
+        until(lambda: stored() >= 2, "two intervals")
+        for _ in range(400):
+            process.send_signal(signal.SIGHUP)
+            time.sleep(chance.uniform(0, 0.01))  # any instant of its work is to be hit
+        before = stored()
+        until(lambda: stored() >= before + 2, "intervals after the last one")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=10) == 0
 
 
 def test_a_run_ends_at_its_time_not_at_the_end_of_an_interval(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import gc
 import logging
+import queue
 import signal
 import sys
 import threading
@@ -38,6 +39,8 @@ from gpu_monitor.core.times import parse_moment
 from gpu_monitor.storage.check import quick_check
 
 _LOG = logging.getLogger("agent")
+_RELOAD_SECONDS = 2.0
+"""How long an end waits for settings that are being taken over."""
 _LOOK_SECONDS = 1.0
 """How long a stop looks for damage: all of some 100 MB; service managers wait for 90."""
 
@@ -148,20 +151,31 @@ def _signals(
         # In a thread of its own: an event's lock is not reentrant, and its holder may be what was interrupted.
         threading.Thread(target=stop.set, name="stop").start()
 
+    hangups: queue.SimpleQueue[bool] = queue.SimpleQueue()
+
     def reload(_number: int, _frame: object) -> None:
+        # In a thread, too: what the handler interrupted may hold a lock that reloading needs. This queue's put may.
+        hangups.put(True)
+
+    def follow() -> None:
         nonlocal loaded
-        loaded = _reload(agent, assembly, args, loaded)
+        while hangups.get() and not stop.is_set():
+            loaded = _reload(agent, assembly, args, loaded)
 
     handlers: dict[signal.Signals, Handler] = {signal.SIGTERM: end, signal.SIGINT: end}
     # Windows has no SIGHUP, and only Windows has SIGBREAK.
     wanted: tuple[tuple[str, Handler], ...] = (("SIGHUP", reload), ("SIGBREAK", end))
     handlers.update({getattr(signal, name): handler for name, handler in wanted if hasattr(signal, name)})
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    follower = threading.Thread(target=follow, name="reload", daemon=True)
+    follower.start()
     try:
         yield
     finally:
         for number, previous in before.items():
             signal.signal(number, previous)
+        hangups.put(False)
+        follower.join(_RELOAD_SECONDS)
 
 
 def _reload(agent: Agent, assembly: Assembly, args: argparse.Namespace, loaded: Loaded) -> Loaded:
