@@ -143,3 +143,19 @@ def test_a_runtime_directory_of_somebody_else_is_left_alone(
         assert not (tmp_path / "nowhere").exists()
     assert stat.S_IMODE(state.stat().st_mode) == 0o700
     assert str(state / REGISTRY) in registries(), "where an agent of the same user looks"
+
+
+def test_a_user_without_a_home_registers_nowhere_and_breaks_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a container that runs under a number that nobody has."""
+
+    def nobody(_uid: int) -> None:
+        raise KeyError
+
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    for name in ("HOME", "XDG_RUNTIME_DIR", "XDG_STATE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    assert list(folders(NOW, tmp_path / "none")) == []
+    assert [Path(place).is_absolute() for place in registries()] == [True] * len(registries())

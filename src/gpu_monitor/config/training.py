@@ -13,6 +13,7 @@ import msgspec
 
 from gpu_monitor.config.env_file import ENV_FILE, env_lines, env_pair
 from gpu_monitor.config.load import environment, find_token, parse, search_path, state_directory, url_problem
+from gpu_monitor.config.local import state_home
 from gpu_monitor.config.model import SECTIONS
 from gpu_monitor.core.errors import ConfigError
 
@@ -200,19 +201,26 @@ def registries(user: str = "*") -> tuple[str, ...]:
 
     `user`: what stands for the number of a user, in folders of which there is one for each.
     """
-    own = [str(place / REGISTRY) for place in own_directories()]
-    return (SHARED_REGISTRY, f"/run/user/{user}/{REGISTRY}", *own)
+    state = state_place()
+    own = [*own_directories(), *([] if state is None else [state])]
+    return (SHARED_REGISTRY, f"/run/user/{user}/{REGISTRY}", *(str(place / REGISTRY) for place in own))
 
 
 def own_directories() -> tuple[Path, ...]:
-    """Where the user's own runs may register, in order; the last one, for state, is made where it is not there.
+    """Where the user's own runs may register, in order: what lasts as long as a login.
 
-    What lasts as long as a login comes first: `$XDG_RUNTIME_DIR`, which batch systems and cron do not set, and the usual
-    place. In a container there is neither.
+    `$XDG_RUNTIME_DIR`, which batch systems and cron do not set, and the usual place. In a container there is neither.
     """
     found = environment("XDG_RUNTIME_DIR")
     places = [Path(found)] if found is not None and found.startswith("/") else []
     if hasattr(os, "getuid"):
         places.append(Path(f"/run/user/{os.getuid()}"))
-    state = Path(environment("XDG_STATE_HOME") or "~/.local/state").expanduser()
-    return (*dict.fromkeys(places), state)
+    return tuple(dict.fromkeys(places))
+
+
+def state_place() -> Path | None:
+    """Where they register else: what the user's state directory lies in. None for a user without a home."""
+    try:
+        return state_home(os.environ).parent
+    except RuntimeError:
+        return None

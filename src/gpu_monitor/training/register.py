@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from gpu_monitor.config.load import environment, set_environment
-from gpu_monitor.config.training import EXPERIMENT_ID, REGISTRY, SHARED_REGISTRY, own_directories
+from gpu_monitor.config.training import EXPERIMENT_ID, REGISTRY, SHARED_REGISTRY, own_directories, state_place
 from gpu_monitor.core.clock import SystemClock
 from gpu_monitor.training.identity import Process, find_process, start_ticks
 from gpu_monitor.training.parts import Options
@@ -94,12 +94,13 @@ def folders(now: float, shared: Path = Path(SHARED_REGISTRY), runtime: Path | No
     if runtime is not None:
         yield from _folder(runtime, now)
         return
-    *usual, state = own_directories()
-    for own in usual:
+    for own in own_directories():
         yield from _folder(own, now)
-    with contextlib.suppress(OSError):
-        state.mkdir(mode=0o700, parents=True, exist_ok=True)
-    yield from _folder(state, now)
+    state = state_place()
+    if state is not None:
+        with contextlib.suppress(OSError):
+            state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        yield from _folder(state, now)
 
 
 def _folder(own: Path, now: float) -> Iterator[Path]:
