@@ -8,15 +8,14 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.e2e.waiting import until
-from tests.server.e2e.test_uploading import Runs, token_for
-from tests.server.rig import PATIENCE, Server, serving
+from tests.server.rig import PATIENCE
+from tests.server.uploading import Runs
 
 TRAINING = """
 import json, os, shutil, sys, time
@@ -41,9 +40,9 @@ def log(count):
 class Told:
     """One of these trainings."""
 
-    def __init__(self, runs: Runs, code: str) -> None:
+    def __init__(self, uploads: Runs, code: str) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-c", TRAINING + code], cwd=runs.home, env=runs.environment, stdin=subprocess.PIPE,
+            [sys.executable, "-c", TRAINING + code], cwd=uploads.home, env=uploads.environment, stdin=subprocess.PIPE,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
 
@@ -65,26 +64,14 @@ class Told:
         return json.loads(out.splitlines()[-1]), err
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, str]]:
-    """One for all, and a token for it."""
-    with serving(tmp_path_factory.mktemp("server")) as started:
-        yield started, token_for(started)
-
-
-@pytest.fixture
-def runs(server: tuple[Server, str], tmp_path: Path) -> Runs:
-    return Runs(tmp_path, *server)
-
-
-def holds(runs: Runs, sha256: str) -> bool:
+def holds(uploads: Runs, sha256: str) -> bool:
     """Whether the server holds a file."""
-    return runs.server.ask("HEAD", f"/api/blobs/{sha256}", token=runs.token).status == 200
+    return uploads.server.ask("HEAD", f"/api/blobs/{sha256}", token=uploads.token).status == 200
 
 
 @pytest.mark.parametrize("harm", ["gone", "changed", "shorter", "pipe"])
 def test_a_file_that_the_server_never_got_is_told_each_time_and_goes_when_it_is_back(
-    harm: str, runs: Runs, tmp_path: Path
+    harm: str, uploads: Runs, tmp_path: Path
 ) -> None:
     content = os.urandom(5000)
     (tmp_path / "weights").write_bytes(content)
@@ -96,7 +83,7 @@ log(10)
 monitor.finish()
 print(json.dumps(str(artifact.path)))
 """
-    file = Path(Told(runs, code).end()[0])
+    file = Path(Told(uploads, code).end()[0])
     sha256 = hashlib.sha256(content).hexdigest()
     aside = tmp_path / "aside"
     shutil.copy(file, aside)
@@ -110,37 +97,39 @@ print(json.dumps(str(artifact.path)))
         if harm == "pipe":
             os.mkfifo(file)
     for words in ([], [], ["--again"], ["--json"]):
-        done = runs.sync(*words)
+        done = uploads.sync(*words)
         assert (done.returncode, "it holds everything" in done.stderr) == (1, False), done.stderr
         assert "Nothing is lost" not in done.stderr
         assert file.name in done.stdout
-    assert not holds(runs, sha256)
+    assert not holds(uploads, sha256)
     for memory in tmp_path.glob("experiments/*/*.sent"):
         memory.unlink()
-    assert runs.sync().returncode == 1
+    assert uploads.sync().returncode == 1
     file.unlink(missing_ok=True)
     aside.rename(file)
-    done = runs.sync()
-    assert (done.returncode, holds(runs, sha256)) == (0, True), done.stdout + done.stderr
+    done = uploads.sync()
+    assert (done.returncode, holds(uploads, sha256)) == (0, True), done.stdout + done.stderr
     assert "it holds everything" in done.stderr
 
 
-def test_a_file_that_the_server_lost_is_brought_again(runs: Runs, tmp_path: Path) -> None:
+def test_a_file_that_the_server_lost_is_brought_again(uploads: Runs, tmp_path: Path) -> None:
     content = os.urandom(5000)
     (tmp_path / "weights").write_bytes(content)
-    assert Told(runs, "monitor.log_artifact('weights')\nprint(json.dumps(monitor.finish()))\n").end()[0] == []
+    assert (
+        Told(uploads, "monitor.log_artifact('weights')\nprint(json.dumps(monitor.finish()))\n").end()[0] == []
+    )
     sha256 = hashlib.sha256(content).hexdigest()
-    (there,) = runs.server.folder.glob(f"**/{sha256}")
+    (there,) = uploads.server.folder.glob(f"**/{sha256}")
     for harm in ("gone", "shorter"):
         there.unlink() if harm == "gone" else os.truncate(there, 100)
-        assert not holds(runs, sha256), "it is not called whole"
-        assert runs.sync("--again").returncode == 0
-        assert (holds(runs, sha256), there.read_bytes()) == (True, content)
+        assert not holds(uploads, sha256), "it is not called whole"
+        assert uploads.sync("--again").returncode == 0
+        assert (holds(uploads, sha256), there.read_bytes()) == (True, content)
 
 
 @pytest.mark.parametrize(("share", "after"), [(0.5, 3000), (0.5, 300), (0.0, 300), (0.0, 6000)])
 def test_a_log_that_is_cut_while_the_training_runs_goes_on_in_another_and_arrives_whole(
-    share: float, after: int, runs: Runs, tmp_path: Path
+    share: float, after: int, uploads: Runs, tmp_path: Path
 ) -> None:
     code = f"""
 log(2000)
@@ -153,27 +142,27 @@ for _ in range(3):
 monitor.log_metrics({{"late": 1.0}}, step=step)
 print(json.dumps(monitor.finish()))
 """
-    training = Told(runs, code)
+    training = Told(uploads, code)
     experiment, path = training.hear()
-    _until_held(runs, experiment, 1999)
+    _until_held(uploads, experiment, 1999)
     training.go_on()
     left, err = training.end()
     assert "was cut short while the training ran" in err
     (words,) = left
     assert f"{path} was cut short by another program" in words
-    steps, values = runs.loss(experiment)
+    steps, values = uploads.loss(experiment)
     assert steps == list(range(2000 + after // 3 * 3)), "the server has all of it, once"
     assert values == [step / 7 for step in steps]
-    said = runs.get(f"/api/experiments/{experiment}")
+    said = uploads.get(f"/api/experiments/{experiment}")
     assert (said["status"], len(said["segments"])) == ("completed", 2)
     assert sum(one["damaged"] for one in said["segments"]) == 0
     for words in ([], ["--again"], []):
-        done = runs.sync(*words)
+        done = uploads.sync(*words)
         assert (done.returncode, "it holds everything" in done.stderr) == (0, True), done.stdout + done.stderr
         # Of an empty file nothing is sent, so nothing is answered.
         assert ("cut short here: the server holds" in done.stdout) == (share > 0)
     # What is still on this machine is read once, too.
-    assert runs.loss(experiment)[0] == steps
+    assert uploads.loss(experiment)[0] == steps
     points = [
         json.loads(line)[2] for log in (tmp_path / "experiments" / experiment).glob("*.log")
         for line in log.read_bytes().splitlines() if line.startswith(b'["p"') and line.endswith(b"]")
@@ -182,7 +171,7 @@ print(json.dumps(monitor.finish()))
     assert set(range(2000, len(steps))) <= set(points)
 
 
-def test_cuts_of_what_was_not_sent_yet_double_nothing(runs: Runs, tmp_path: Path) -> None:
+def test_cuts_of_what_was_not_sent_yet_double_nothing(uploads: Runs, tmp_path: Path) -> None:
     code = """
 import random
 ask(monitor.experiment_id)
@@ -201,23 +190,23 @@ for _ in range(4):
 monitor.finish()
 print(json.dumps(last))
 """
-    training = Told(runs, code)
+    training = Told(uploads, code)
     experiment = training.hear()
     cuts, _ = training.end()
-    steps, values = runs.loss(experiment)
+    steps, values = uploads.loss(experiment)
     assert len(steps) == len(set(steps)), "nothing is there twice"
     assert values == [step / 7 for step in steps]
     for first in cuts:  # the next cut takes of what came after these only
         assert set(range(first, first + 2000)) <= set(steps)
-    said = runs.get(f"/api/experiments/{experiment}")
+    said = uploads.get(f"/api/experiments/{experiment}")
     assert [one["damaged"] for one in said["segments"]] == [0] * 5
-    assert "it holds everything" in runs.sync("--again").stderr
+    assert "it holds everything" in uploads.sync("--again").stderr
 
 
 def test_a_log_that_was_cut_and_grew_while_nobody_looked_is_never_called_held(
-    runs: Runs, tmp_path: Path
+    uploads: Runs, tmp_path: Path
 ) -> None:
-    training = Told(runs, "log(2000)\nprint(json.dumps(monitor.finish()))\n")
+    training = Told(uploads, "log(2000)\nprint(json.dumps(monitor.finish()))\n")
     assert training.end()[0] == []
     (log,) = tmp_path.glob("experiments/*/*.log")
     whole = log.read_bytes()
@@ -225,16 +214,16 @@ def test_a_log_that_was_cut_and_grew_while_nobody_looked_is_never_called_held(
     other = whole[:line] + whole[line + whole[line:].index(b"\n") + 1 :] + whole[line:]
     log.write_bytes(other)
     for words in ([], [], ["--again"]):
-        done = runs.sync(*words)
+        done = uploads.sync(*words)
         assert (done.returncode, "still local" in done.stdout) == (1, True), done.stdout + done.stderr
         assert "Nothing is lost" not in done.stderr
     log.write_bytes(whole)
-    assert runs.sync().returncode == 0
+    assert uploads.sync().returncode == 0
 
 
 @pytest.mark.parametrize("when", ["mid", "end", "file"])
 def test_what_is_deleted_under_the_training_is_put_back_and_arrives_whole(
-    when: str, runs: Runs, tmp_path: Path
+    when: str, uploads: Runs, tmp_path: Path
 ) -> None:
     code = f"""
 when = {when!r}
@@ -252,31 +241,31 @@ if when == "end":
     shutil.rmtree("experiments")
 print(json.dumps(monitor.finish()))
 """
-    training = Told(runs, code)
+    training = Told(uploads, code)
     experiment = training.hear()
-    _until_held(runs, experiment, 499)
+    _until_held(uploads, experiment, 499)
     training.go_on()
     left, err = training.end()
     assert left == [], err
     assert "cannot be uploaded" not in err
-    assert runs.loss(experiment)[0] == list(range(2500))
-    assert runs.get(f"/api/experiments/{experiment}")["status"] == "completed"
-    assert "it holds everything" in runs.sync().stderr
+    assert uploads.loss(experiment)[0] == list(range(2500))
+    assert uploads.get(f"/api/experiments/{experiment}")["status"] == "completed"
+    assert "it holds everything" in uploads.sync().stderr
 
 
-def test_what_was_deleted_on_the_server_is_not_promised_to_go(runs: Runs) -> None:
+def test_what_was_deleted_on_the_server_is_not_promised_to_go(uploads: Runs) -> None:
     code = """
 log(100)
 ask(monitor.experiment_id)
 log(100)
 print(json.dumps(monitor.finish()))
 """
-    training = Told(runs, code)
+    training = Told(uploads, code)
     experiment = training.hear()
-    _until_held(runs, experiment, 99)
-    token = runs.server.token("--contract", "300", "--scope", "experiment:write", "--scope", "admin")
-    runs.server.ask("PATCH", f"/api/experiments/{experiment}", {"archived": True}, token=token)
-    gone = runs.server.ask("DELETE", f"/api/experiments/{experiment}", token=token)
+    _until_held(uploads, experiment, 99)
+    token = uploads.server.token("--contract", "300", "--scope", "experiment:write", "--scope", "admin")
+    uploads.server.ask("PATCH", f"/api/experiments/{experiment}", {"archived": True}, token=token)
+    gone = uploads.server.ask("DELETE", f"/api/experiments/{experiment}", token=token)
     assert gone.status == 204, gone.body
     training.go_on()
     (words,), _ = training.end()
@@ -286,7 +275,7 @@ print(json.dumps(monitor.finish()))
     assert ".." not in words.replace("...", "")
 
 
-def test_a_disk_that_takes_no_more_is_not_said_to_have_something_to_upload(runs: Runs) -> None:
+def test_a_disk_that_takes_no_more_is_not_said_to_have_something_to_upload(uploads: Runs) -> None:
     code = """
 import resource
 log(100)
@@ -296,14 +285,14 @@ log(500)
 assert os.path.getsize(monitor.recorder.writer.path) == size + 1000, "a line was cut in the middle"
 print(json.dumps(monitor.finish()))
 """
-    (words,), _ = Told(runs, code).end()
+    (words,), _ = Told(uploads, code).end()
     assert "records could not be written to" in words
-    assert "it holds everything" in runs.sync().stderr
+    assert "it holds everything" in uploads.sync().stderr
 
 
-def _until_held(runs: Runs, experiment: str, step: int) -> None:
+def _until_held(uploads: Runs, experiment: str, step: int) -> None:
     def is_there() -> bool:
-        answer = runs.server.ask("GET", f"/api/experiments/{experiment}", token=runs.token)
+        answer = uploads.server.ask("GET", f"/api/experiments/{experiment}", token=uploads.token)
         return answer.status == 200 and answer.json["last_step"] == step
 
     until(is_there, f"the server holds step {step}")

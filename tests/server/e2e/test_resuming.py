@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.e2e.waiting import until
-from tests.server.e2e.test_uploading import Runs, token_for
-from tests.server.rig import PATIENCE, Server, serving
+from tests.server.rig import PATIENCE
+from tests.server.uploading import Runs
 
 # It says more than one request carries in an instant, and is gone in the next.
 KILLED = """
@@ -42,29 +41,17 @@ print(json.dumps([step, monitor.finish()]))
 """
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, str]]:
-    """One for all, and a token for it."""
-    with serving(tmp_path_factory.mktemp("server")) as started:
-        yield started, token_for(started)
-
-
-@pytest.fixture
-def runs(server: tuple[Server, str], tmp_path: Path) -> Runs:
-    return Runs(tmp_path, *server)
-
-
-def kill_one(runs: Runs) -> str:
+def kill_one(uploads: Runs) -> str:
     """Start a training and have it killed with much that was not sent yet; its experiment."""
     trainer = subprocess.Popen(
-        [sys.executable, "-c", KILLED], cwd=runs.home, env=runs.environment, stdin=subprocess.PIPE,
+        [sys.executable, "-c", KILLED], cwd=uploads.home, env=uploads.environment, stdin=subprocess.PIPE,
         stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert trainer.stdout is not None
     experiment = trainer.stdout.readline().strip()
 
     def has_begun() -> bool:
-        answer = runs.server.ask("GET", f"/api/experiments/{experiment}", token=runs.token)
+        answer = uploads.server.ask("GET", f"/api/experiments/{experiment}", token=uploads.token)
         return answer.status == 200 and answer.json["last_step"] == 0
 
     until(has_begun, "the server has the first step")
@@ -73,13 +60,13 @@ def kill_one(runs: Runs) -> str:
     return experiment
 
 
-def resume(runs: Runs, experiment: str, seconds: float) -> tuple[int, list[str], str]:
+def resume(uploads: Runs, experiment: str, seconds: float) -> tuple[int, list[str], str]:
     """Go on with it for so long: the step after its last, what it says is only here, and its warnings."""
     words = [sys.executable, "-c", RESUMED, experiment, str(seconds)]
     done = subprocess.run(
         words,
-        cwd=runs.home,
-        env=runs.environment,
+        cwd=uploads.home,
+        env=uploads.environment,
         capture_output=True,
         text=True,
         timeout=PATIENCE,
@@ -91,54 +78,56 @@ def resume(runs: Runs, experiment: str, seconds: float) -> tuple[int, list[str],
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.5, 2.5])
-def test_the_tail_of_the_killed_half_is_there_when_the_second_ends(seconds: float, runs: Runs) -> None:
-    experiment = kill_one(runs)
-    steps, left, err = resume(runs, experiment, seconds)
+def test_the_tail_of_the_killed_half_is_there_when_the_second_ends(seconds: float, uploads: Runs) -> None:
+    experiment = kill_one(uploads)
+    steps, left, err = resume(uploads, experiment, seconds)
     assert (left, err) == ([], "")
-    found: Any = runs.get(f"/api/experiments/{experiment}")
+    found: Any = uploads.get(f"/api/experiments/{experiment}")
     assert (found["status"], found["last_step"]) == ("completed", steps - 1)
-    sizes = {path.stem: path.stat().st_size for path in runs.home.glob(f"experiments/{experiment}/seg-*.log")}
+    sizes = {
+        path.stem: path.stat().st_size for path in uploads.home.glob(f"experiments/{experiment}/seg-*.log")
+    }
     assert {one["segment"]: one["bytes"] for one in found["segments"]} == sizes
     assert len(sizes) == 2
-    held, values = runs.loss(experiment)
+    held, values = uploads.loss(experiment)
     assert held == list(range(steps))
     assert values == [step / 7 for step in range(steps)]
-    done = runs.sync()
+    done = uploads.sync()
     assert (done.returncode, done.stdout) == (0, ""), "there is nothing left for it"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="that a process is gone is told from /proc of Linux")
-def test_a_sync_says_that_it_crashed_and_resuming_that_it_goes_on(runs: Runs) -> None:
-    experiment = kill_one(runs)
-    done = runs.sync()
+def test_a_sync_says_that_it_crashed_and_resuming_that_it_goes_on(uploads: Runs) -> None:
+    experiment = kill_one(uploads)
+    done = uploads.sync()
     assert done.returncode == 0, done.stderr
     assert done.stdout.rstrip().endswith(", crashed")
-    found = runs.get(f"/api/experiments/{experiment}")
-    (path,) = runs.home.glob(f"experiments/{experiment}/seg-*.log")
+    found = uploads.get(f"/api/experiments/{experiment}")
+    (path,) = uploads.home.glob(f"experiments/{experiment}/seg-*.log")
     header, *rest = (json.loads(line) for line in path.read_bytes().split(b"\n")[:-1])
     last = header[2]["started"] + [record for record in rest if record[0] == "p"][-1][1] / 1000
     assert found["status"] == "crashed"
     assert found["proof"]["time"] == pytest.approx(last, abs=0.001), "of its last record, not of the sync"
     assert found["proof"]["by"] == "sync"
-    again = runs.sync("--again")
+    again = uploads.sync("--again")
     assert again.returncode == 0
-    assert runs.get(f"/api/experiments/{experiment}")["proof"] == found["proof"]
-    steps, left, _ = resume(runs, experiment, 0.0)
+    assert uploads.get(f"/api/experiments/{experiment}")["proof"] == found["proof"]
+    steps, left, _ = resume(uploads, experiment, 0.0)
     assert left == []
-    found = runs.get(f"/api/experiments/{experiment}")
+    found = uploads.get(f"/api/experiments/{experiment}")
     assert (found["status"], found["last_step"], found["proof"]) == ("completed", steps - 1, None)
 
 
-def test_what_is_still_only_here_of_the_killed_half_is_said(runs: Runs, tmp_path: Path) -> None:
-    experiment = kill_one(runs)
-    (old,) = runs.home.glob(f"experiments/{experiment}/seg-*.log")
+def test_what_is_still_only_here_of_the_killed_half_is_said(uploads: Runs, tmp_path: Path) -> None:
+    experiment = kill_one(uploads)
+    (old,) = uploads.home.glob(f"experiments/{experiment}/seg-*.log")
     # A byte of what was sent is another now: the server refuses to take the rest for the same segment's.
     data = old.read_bytes()
     wrong = data.replace(b'"loss"', b'"lost"', 1)
     assert len(wrong) == len(data) and wrong != data
     old.write_bytes(wrong)
     old.with_suffix(".sent").unlink(missing_ok=True)
-    _, left, err = resume(runs, experiment, 0.0)
+    _, left, err = resume(uploads, experiment, 0.0)
     (words,) = left
-    assert words.startswith(f"{len(wrong):,} bytes are only in {old.parent}, not on {runs.server.url}: ")
+    assert words.startswith(f"{len(wrong):,} bytes are only in {old.parent}, not on {uploads.server.url}: ")
     assert f"{old.stem} cannot be uploaded" in err
