@@ -36,6 +36,8 @@ class Immortal:
         self.pid = process.pid
         self.may_die = False
         self.was_killed = False
+        self.looks_left: int | None = None
+        """Ends by itself after it was looked at so many times more."""
 
     def kill(self) -> None:
         self.was_killed = True
@@ -43,6 +45,10 @@ class Immortal:
             self._process.kill()
 
     def wait(self, seconds: float) -> int | None:
+        if self.looks_left == 0:
+            self.let_die()
+        elif self.looks_left is not None:
+            self.looks_left -= 1
         return self._process.wait(seconds)
 
     def let_die(self) -> None:
@@ -103,6 +109,20 @@ def test_a_stuck_child_and_a_working_one(three: Standin, launcher: ImmortalLaunc
         three.release(1)
         rig.until([OK] * 3)
         assert rig.kinds == ["gpu_hung", "gpu_recovered"]
+
+
+@pytest.mark.parametrize("looks", range(4))
+def test_a_stuck_child_that_ends_in_the_middle_of_a_round(
+    three: Standin, launcher: ImmortalLauncher, looks: int
+) -> None:
+    """Whichever part of the round sees its end, its GPU is probed and comes back."""
+    with rig_on(three, launcher=launcher, changes=PATIENT) as rig:
+        rig.read(Span.WIDE)
+        three.hang(1, "nvmlDeviceGetTemperature")
+        rig.until([OK, HUNG, OK])
+        three.release(1)
+        launcher.started[0].looks_left = looks
+        until_probed(rig, [OK] * 3)
 
 
 def test_two_stuck_children_are_the_most_and_the_host_goes_on_alone(

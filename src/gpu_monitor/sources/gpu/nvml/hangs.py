@@ -85,7 +85,8 @@ class Hangs:
                 killed.is_stuck = True
                 _LOG.warning("child %d does not obey being killed: stuck in the driver", killed.child.pid)
                 self._hold(killed.address)
-        self._bury()
+        # One that had been stuck is left to `tend`, which has its GPU probed.
+        self._killed = [killed for killed in self._killed if killed.is_stuck or not _is_over(killed)]
 
     def _hold(self, address: str | None) -> None:
         left_out = self._left_out.get(address) if address is not None else None
@@ -94,9 +95,7 @@ class Hangs:
 
     def _bury(self) -> list[_Killed]:
         """Forget the killed children that have ended; returns those that had been stuck."""
-        ended = [killed for killed in self._killed if killed.child.has_ended()]
-        for killed in ended:
-            killed.child.close()
+        ended = [killed for killed in self._killed if _is_over(killed)]
         self._killed = [killed for killed in self._killed if killed not in ended]
         return [killed for killed in ended if killed.is_stuck]
 
@@ -188,3 +187,11 @@ class Hangs:
             killed.child.has_ended(0.0 if killed.is_stuck else seconds)
             killed.child.close()
         self._killed = []
+
+
+def _is_over(killed: _Killed) -> bool:
+    """Whether it has ended; then it is let go of."""
+    is_over = killed.child.has_ended()
+    if is_over:
+        killed.child.close()
+    return is_over
