@@ -16,6 +16,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from gpu_monitor.cli.demo_parts import LINK, Asked, Ended, News, Program, Said, is_worth_showing
 from gpu_monitor.cli.demo_training import NAME
@@ -40,8 +41,8 @@ Everything lies in one folder, which goes at the end unless --directory names it
 Ctrl-C ends everything."""
 _USUAL_PORT = 8000
 _USUAL_GPUS = "4:h100"
-_PACE_OF_SIMULATED, _PACE_OF_TRAINING = 20, "0.08"
-"""Seconds: a training of 24 s is seen on its GPU once or twice."""
+_PACE_OF_SIMULATED, _PACE_OF_TRAINING = 30, "0.11"
+"""Seconds: an agent looks at processes twice a minute, so that it sees a training of 33 s at least once."""
 _SPEED, _BACK = "7200", "-24h"
 """A simulated day in a quarter of a minute."""
 _FAULT = "gpu=1 at=+20h for=25m kind=lost"
@@ -207,16 +208,15 @@ class Demo:
                 self._start_training(url)  # now, so that it meets the GPUs, whose time has come up with ours
 
     def _has_arrived(self, url: str) -> bool:
-        """Whether the server holds the hour that ended last."""
-        newest = self.clock.now() // _HOUR * _HOUR - _HOUR
+        """Whether the server holds the hour that ended last, and minutes of now: simulated time has come up with ours."""
+        now = self.clock.now()
+        hour, present = now // _HOUR * _HOUR - _HOUR, now - _PACE_OF_SIMULATED
         try:
-            # Without the proxies of the environment: this is a conversation within the machine.
-            opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-            with opener.open(f"{url}/api/nodes", timeout=2) as answer:
-                found = [node["last_period"] for node in json.load(answer)["items"]]
+            periods = [node["last_period"] for node in _asked(f"{url}/api/nodes")]
+            times = [gpu["time"] for gpu in _asked(f"{url}/api/fleet?include=simulated")]
         except (OSError, ValueError, KeyError):
             return False
-        return any(period is not None and period >= format_time(int(newest)) for period in found)
+        return _reaches(periods, hour) and _reaches(times, present)
 
     def _next(self, seconds: float | None) -> News | None:
         """The next news, None after `seconds` without any; _EndedAlone where a program has ended."""
@@ -247,6 +247,18 @@ class _EndedAlone(Exception):
     def __init__(self, ended: Ended) -> None:
         super().__init__(ended.program.name)
         self.ended = ended
+
+
+def _asked(url: str) -> list[Any]:
+    """The items of one of the API's lists, without the proxies of the environment: it is within the machine."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(url, timeout=2) as answer:
+        return list(json.load(answer)["items"])
+
+
+def _reaches(times: list[str | None], moment: float) -> bool:
+    """Whether one of them is `moment` (seconds UTC) or later."""
+    return any(time is not None and time >= format_time(int(moment)) for time in times)
 
 
 def _say(line: str) -> None:

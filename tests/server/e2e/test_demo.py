@@ -37,9 +37,10 @@ class Demo:
     lines: queue.SimpleQueue[str | None]
     said: list[str]
 
-    def wait_for(self, pattern: str | re.Pattern[str]) -> re.Match[str]:
+    def wait_for(self, pattern: str | re.Pattern[str], patience: float = PATIENCE) -> re.Match[str]:
+        """The line that matches; fails where nothing at all is said for `patience` seconds."""
         while True:
-            line = self.lines.get(timeout=PATIENCE)
+            line = self.lines.get(timeout=patience)
             assert line is not None, self.said
             self.said.append(line)
             if found := re.search(pattern, line):
@@ -115,7 +116,7 @@ def test_a_simulated_day_is_there_and_ctrl_c_ends_all_of_it(tmp_path: Path) -> N
         with opener.open(f"{url}/api/session", timeout=PATIENCE) as answer:
             assert json.load(answer)["kind"] == "local"
         if not any("the example training is over" in line for line in demo.said):
-            demo.wait_for("the example training is over")
+            demo.wait_for("the example training is over", 3 * PATIENCE)  # two runs of 33 s
         runs = get(f"{url}/api/experiments")["items"]
         assert [(one["name"], one["status"], one["last_step"]) for one in runs] == [
             ("two_moons", "completed", 299)
@@ -126,7 +127,8 @@ def test_a_simulated_day_is_there_and_ctrl_c_ends_all_of_it(tmp_path: Path) -> N
         for one in runs:
             asked = f"{url}/api/experiments/{one['id']}/gpus"
             until(lambda asked=asked: get(asked)["items"], "the agent's next message tells of it")  # type: ignore[misc]
-            joined = get(asked)
+        for one in runs:
+            joined = get(f"{url}/api/experiments/{one['id']}/gpus")
             assert joined["simulated"] is True
             (gpu,) = joined["items"]
             (stay,) = gpu["intervals"]
