@@ -123,6 +123,7 @@ def test_a_stuck_child_that_ends_in_the_middle_of_a_round(
         three.release(1)
         launcher.started[0].looks_left = looks
         until_probed(rig, [OK] * 3)
+        assert rig.kinds == ["gpu_hung", "gpu_recovered"]
 
 
 def test_two_stuck_children_are_the_most_and_the_host_goes_on_alone(
@@ -156,6 +157,8 @@ def test_a_child_stuck_in_init_pauses_everything_until_it_ends(
     three.hang(None, "nvmlInit")
     with rig_on(three, launcher=launcher, changes={**GRACE, "init_seconds": 1.0}) as rig:
         rig.read(Span.WIDE)
+        if rig.last.paused == "driver starting":  # a busy machine's clocks differ by more than a millisecond
+            rig.read(Span.WIDE)
         assert rig.last.paused == "driver hung"
         for _ in range(3):
             rig.clock.push(1000)

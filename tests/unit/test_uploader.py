@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from gpu_monitor.core.clock import SystemClock
-from gpu_monitor.sinks.experiments import ExperimentServer
+from gpu_monitor.sinks.experiments import ExperimentServer, Told
 from gpu_monitor.sinks.patience import Patience
 from gpu_monitor.sinks.sent import read_sent
 from gpu_monitor.training.recorder import Recorder, Run
@@ -301,6 +301,37 @@ def test_much_that_is_left_does_not_hold_up_new_points(shelf: Shelf, tmp_path: P
     rig.server.close()
 
 
+def test_a_run_that_ends_in_the_middle_of_a_round_is_looked_at_once_more(
+    shelf: Shelf, tmp_path: Path
+) -> None:
+    """Its last points, and files that were refused before: the round had passed by both when it ended."""
+    rig = Rig(shelf, tmp_path, works=False)
+    while shelf.held("e1", rig.path.stem) != rig.path.read_bytes():
+        assert rig.uploader._round() is not None
+    shelf.behave("good", Fault("status", status=507, body='{"detail": "no room"}'))
+    sha256 = add_blob(rig.path, b"weights")
+    while shelf.held("e1", rig.path.stem) != rig.path.read_bytes():
+        assert rig.uploader._round() is not None
+    assert sha256 not in shelf.whole
+    own, upload = rig.upload.own, rig.upload
+    look = own.step
+
+    def look_then_end() -> Told | None:
+        found = look()
+        own.step = look  # type: ignore[method-assign]
+        rig.recorder.log_points({"loss": 0.1}, 1)
+        upload.is_leaving = True
+        return found
+
+    own.step = look_then_end  # type: ignore[method-assign]
+    while rig.uploader._round() is not None:
+        pass
+    assert (upload.left(), upload.missing()) == (0, [])
+    assert sha256 in shelf.whole
+    assert shelf.held("e1", rig.path.stem) == rig.path.read_bytes()
+    rig.recorder.close(1.0)
+
+
 def test_what_a_living_process_of_the_experiment_writes_is_left_to_it(shelf: Shelf, tmp_path: Path) -> None:
     other = Recorder(Run("e1", "resnet", "images", tmp_path / "e1"))
     other.put(Note(1, "mine"))
@@ -450,7 +481,7 @@ def test_a_mistake_of_ours_is_told_and_the_training_goes_on(
     assert caplog.text.count("the uploader failed (RuntimeError: on purpose)") == 1
 
 
-def _fail(now: float) -> None:
+def _fail(*_: object) -> None:
     raise RuntimeError("on purpose")
 
 

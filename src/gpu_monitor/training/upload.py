@@ -65,19 +65,19 @@ class Upload:
         """The segment of this process."""
         return self.senders[self.path.stem]
 
-    def look_around(self, now: float) -> None:
+    def look_around(self, now: float, is_leaving: bool) -> None:
         """Take up segments whose writers were forked from one of ours, or are gone, now and then.
 
-        Whoever lives uploads its own: it holds the lock of its segment.
+        Whoever lives uploads its own: it holds the lock of its segment. `is_leaving`: this is the last chance.
         """
         self._follow()
-        if self.is_leaving and not self._has_asked_again:
+        if is_leaving and not self._has_asked_again:
             # There may be room by now for files that the server did not take.
             self._has_asked_again = True
             self.blobs.try_again()
             for sender in self.senders.values():
                 sender.try_files_again()
-        if not self.is_leaving and now - self._looked < LOOK_SECONDS:
+        if not is_leaving and now - self._looked < LOOK_SECONDS:
             return
         self._looked = now
         number, count = self._share

@@ -157,7 +157,8 @@ class Uploader:
     def _drive(self, upload: Upload) -> tuple[Told | None, int]:
         """One request for each segment of a run that has something to send, and one for what earlier processes left of
         it: the answer that stops all, and bytes."""
-        upload.look_around(self._clock.monotonic())
+        is_leaving = upload.is_leaving  # asked before the look: what was logged until then is found by it
+        upload.look_around(self._clock.monotonic(), is_leaving)
         before = upload.moved()
         is_idle = True
         for sender in list(upload.senders.values()):
@@ -182,14 +183,14 @@ class Uploader:
         for sender in upload.backlog.failed:
             self._tell_problem(upload, sender)
         if told is None or not told.is_for_all:
-            told = self._keep_lease(upload) if not upload.is_leaving else None
+            told = self._keep_lease(upload) if not is_leaving else None
         if told is not None and told.is_for_all:
             upload.last = told
             return told, 0
         moved = upload.moved() - before
         upload.last, upload.failures = None, 0
         now = self._clock.monotonic()
-        if is_idle and upload.is_leaving:
+        if is_idle and is_leaving:
             self._finish(upload, now)
         elif now - upload.saved >= SAVE_SECONDS:
             upload.save(now)
