@@ -119,6 +119,55 @@ def test_a_folder_is_its_files(tmp_path: Path) -> None:
         Artifacts(book).log(tmp_path)
 
 
+def many_files(folder: Path, count: int) -> dict[str, str]:
+    """Files of which every tenth says the same; digest by name."""
+    folder.mkdir()
+    contents = {
+        f"{number:04}": b"the same" if number % 10 == 0 else b"%d" % number for number in range(count)
+    }
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
+    return {
+        f"{folder.name}/{name}": hashlib.sha256(content).hexdigest() for name, content in contents.items()
+    }
+
+
+def test_a_large_folder_is_all_of_its_files(tmp_path: Path) -> None:
+    book = recorder(tmp_path / "experiments")
+    expected = many_files(tmp_path / "data", 700)
+    found = Artifacts(book).log(tmp_path / "data")
+    assert [one.name for one in found] == sorted(expected)
+    assert {one.name: one.sha256 for one in found} == expected
+    assert [hashlib.sha256(one.path.read_bytes()).hexdigest() for one in found] == [
+        one.sha256 for one in found
+    ]
+    stored = {path.name for path in (book.folder / "artifacts").rglob("*") if path.is_file()}
+    assert stored == set(expected.values())
+    assert [record.name for record in media_of(book.folder)] == sorted(expected)
+    assert Artifacts(book).log(tmp_path / "data") == found
+    assert len(media_of(book.folder)) == 700
+
+
+def test_a_file_of_a_large_folder_that_goes_meanwhile_is_told_and_what_was_stored_before_is_kept(
+    tmp_path: Path,
+) -> None:
+    book = recorder(tmp_path / "experiments")
+    expected = many_files(tmp_path / "data", 700)
+    last = tmp_path / "data" / "0699"
+
+    class GoneClock(FakeClock):
+        def now(self) -> float:
+            last.unlink(missing_ok=True)
+            return super().now()
+
+    with pytest.raises(FileNotFoundError, match="0699"):
+        Artifacts(book, GoneClock(1_700_000_000.0)).log(tmp_path / "data")
+    kept = {one.name: one.sha256 for one in list_artifacts(book.folder)}
+    assert len(kept) >= 256
+    assert kept == {name: expected[name] for name in kept}
+    assert not list((book.folder / "artifacts").glob(f"{PREFIX}*"))
+
+
 @posix
 def test_links_within_are_taken_and_links_out_are_refused(tmp_path: Path) -> None:
     book = recorder(tmp_path / "experiments")

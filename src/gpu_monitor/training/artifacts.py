@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from gpu_monitor.core.errors import GpuMonitorError, NothingFound
 from gpu_monitor.training.checkpoints import FOLDER as CHECKPOINTS
 from gpu_monitor.training.checkpoints import Book, list_checkpoints
 from gpu_monitor.training.copying import copy_steady, link_or_copy
-from gpu_monitor.training.drafts import drafting, place
+from gpu_monitor.training.drafts import drafting, move, sync_folder
 from gpu_monitor.training.holdings import Holdings
 from gpu_monitor.wire.artifact_names import NameRefused, check_name
 from gpu_monitor.wire.training import Media
@@ -28,6 +28,12 @@ FOLDER = "artifacts"
 KIND = "artifact"
 _OWN = frozenset({FOLDER, "models", "media"})
 """Folders of an experiment whose files are never written to again, as are checkpoints that are on record."""
+
+
+_AT_A_TIME = 8
+"""Files of a folder that are copied beside one another."""
+_BATCH = 256
+"""Files of a folder that are stored before they are recorded."""
 
 
 class ArtifactRefused(GpuMonitorError):
@@ -59,6 +65,15 @@ class _Source:
     seen: os.stat_result
 
 
+@dataclass(frozen=True)
+class _Stored:
+    """A content in the store; `is_new`: its folder is still to be synced."""
+
+    sha256: str
+    size: int
+    is_new: bool
+
+
 class Artifacts:
     """Stores the artifacts of one writer of an experiment. Safe for threads."""
 
@@ -81,7 +96,12 @@ class Artifacts:
             raise NothingFound(f"the folder {source} holds no file", "An artifact is made of files.")
         known = {artifact.name: artifact for artifact in artifacts_of(self._holdings)}
         folder = name if name is not None and source.is_dir() else None
-        return [self._log(found, known.get(found.name), kind, folder) for found in sources]
+        with drafting(self._book.folder / FOLDER) as draft:
+            return [
+                self._put(found, stored, known.get(found.name), kind, folder)
+                for batch in _batches(sources)
+                for found, stored in zip(batch, self._store(batch, draft), strict=True)
+            ]
 
     def _sources(self, source: Path, name: str) -> Iterator[_Source]:
         real = source.resolve()
@@ -95,32 +115,61 @@ class Artifacts:
         for inside, found in _files(real, real):
             yield _checked(check_name(f"{name}/{inside}"), found)
 
-    def _log(self, source: _Source, known: Artifact | None, kind: str | None, folder: str | None) -> Artifact:
-        sha256, size = self._store(source)
-        file = _file_of(sha256)
+    def _put(
+        self, source: _Source, stored: _Stored, known: Artifact | None, kind: str | None, folder: str | None
+    ) -> Artifact:
+        """Record what was stored, where that is news."""
+        file = _file_of(stored.sha256)
         path = self._book.folder / file
         mime = _mime(source.name)
-        artifact = Artifact(self._book.experiment_id, source.name, path, sha256, size, mime, kind)
+        artifact = Artifact(
+            self._book.experiment_id, source.name, path, stored.sha256, stored.size, mime, kind
+        )
         if artifact != known:
-            more: dict[str, Any] = {"sha256": sha256, "size": size, "type": mime, "file": file}
+            more: dict[str, Any] = {"sha256": stored.sha256, "size": stored.size, "type": mime, "file": file}
             more |= {"artifact_type": kind} if kind is not None else {}
             more |= {"folder": folder} if folder is not None else {}
             self._book.put(Media(self._book.at(), self._book.step(), KIND, source.name, more))
         return artifact
 
-    def _store(self, source: _Source) -> tuple[str, int]:
-        """Bring a file's content into the store; its digest and size."""
-        with drafting(self._book.folder / FOLDER) as draft:
-            file = draft / "content"
-            if self._is_own(source.path):
-                found = link_or_copy(source.path, file, self._clock)
-            else:
-                found = copy_steady(source.path, file, self._clock, source.seen)
-            target = self._book.folder / _file_of(found[0])
-            if not _holds(target, found[1]):
-                target.parent.mkdir(exist_ok=True)
-                place(file, target)
-            return found
+    def _store(self, sources: Sequence[_Source], draft: Path) -> list[_Stored]:
+        """Bring the contents of files into the store, and to the disk before this returns."""
+        if len(sources) == 1:
+            stored = [self._store_one(sources[0], draft / "0")]
+        else:
+            stored = self._store_beside(sources, draft)
+        for folder in sorted(
+            {(self._book.folder / _file_of(one.sha256)).parent for one in stored if one.is_new}
+        ):
+            sync_folder(folder)
+        if any(one.is_new for one in stored):
+            sync_folder(self._book.folder / FOLDER)
+        return stored
+
+    def _store_beside(self, sources: Sequence[_Source], draft: Path) -> list[_Stored]:
+        """Several at a time: nearly all of it is waiting for the disk, which takes many files as fast as one."""
+        from concurrent.futures import ThreadPoolExecutor  # 4 ms, where a folder is logged
+
+        with ThreadPoolExecutor(_AT_A_TIME, "gpu_monitor-artifacts") as pool:
+            drafts = (draft / str(number) for number in range(len(sources)))
+            try:
+                return list(pool.map(self._store_one, sources, drafts))
+            finally:
+                pool.shutdown(cancel_futures=True)  # of a folder with a file that is refused
+
+    def _store_one(self, source: _Source, file: Path) -> _Stored:
+        """Bring one file's content into the store by way of `file`, in a draft."""
+        if self._is_own(source.path):
+            sha256, size = link_or_copy(source.path, file, self._clock)
+        else:
+            sha256, size = copy_steady(source.path, file, self._clock, source.seen)
+        target = self._book.folder / _file_of(sha256)
+        if _holds(target, size):
+            file.unlink()
+            return _Stored(sha256, size, False)
+        target.parent.mkdir(exist_ok=True)
+        move(file, target)
+        return _Stored(sha256, size, True)
 
     def _is_own(self, path: Path) -> bool:
         with contextlib.suppress(ValueError):
@@ -197,6 +246,11 @@ def _files(folder: Path, root: Path) -> Iterator[tuple[str, Path]]:
                 "Put the files themselves into the folder.",
             )
         yield inside, target
+
+
+def _batches(sources: Sequence[_Source]) -> Iterator[Sequence[_Source]]:
+    for start in range(0, len(sources), _BATCH):
+        yield sources[start : start + _BATCH]
 
 
 def _holds(target: Path, size: int) -> bool:

@@ -53,11 +53,16 @@ def place(file: Path, target: Path) -> None:
 
     It gets the mode that a new file has here, whatever the library that wrote it thought.
     """
+    move(file, target)
+    sync_folder(target.parent)
+
+
+def move(file: Path, target: Path) -> None:
+    """As `place`, for one of many: that it is there is sure once the folder is synced, too."""
     file.chmod((file.parent / _LOCK).stat().st_mode & 0o777)
     with file.open("r+b") as written:
         os.fsync(written.fileno())
     file.replace(target)
-    sync_folder(target.parent)
 
 
 def sync_folder(folder: Path) -> None:
