@@ -59,10 +59,23 @@ def test_a_list_has_the_newest_first_and_is_picked_from(two: tuple[Path, list[st
     assert (none.returncode, none.stdout) == (3, "")
 
 
-def test_what_only_a_server_can_pick_by_says_so(two: tuple[Path, list[str]]) -> None:
-    asked = gpu_monitor(two[0], "experiments", "list", "--where", "loss < 1")
-    assert asked.returncode == 2
-    assert "--server URL" in asked.stderr
+def test_a_list_is_picked_and_sorted_by_expressions(two: tuple[Path, list[str]]) -> None:
+    folder, (older, newer) = two
+    asked = ("experiments", "list", "--where", "min(loss) < 0.3 and lr > 0.1", "--json")
+    assert [one["id"] for one in json.loads(gpu_monitor(folder, *asked).stdout)["items"]] == [newer]
+    page = gpu_monitor(folder, "experiments", "list", "--sort", "max(reward)").stdout.splitlines()
+    assert [line.split()[1] for line in page[1:]] == [newer, older]  # 9 - 0.25 before 9 - 0.5
+    assert page[0].split()[-1] == "max(reward)"
+    assert [line.split()[-1] for line in page[1:]] == ["8.75", "8.5"]
+    wrong = gpu_monitor(folder, "experiments", "list", "--where", "loss <")
+    assert wrong.returncode == 2
+    assert "--where: column 7: expected a number or a text" in wrong.stderr
+    none = gpu_monitor(folder, "experiments", "list", "--where", "rewad > 1")
+    assert none.returncode == 3
+    assert "did you mean reward?" in none.stderr
+    alone = gpu_monitor(folder, "experiments", "list", "--where", "stalled = true")
+    assert alone.returncode == 2
+    assert "--server URL" in alone.stderr
 
 
 def test_a_name_means_its_newest_and_the_answer_says_which(two: tuple[Path, list[str]]) -> None:

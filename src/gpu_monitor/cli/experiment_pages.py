@@ -17,15 +17,17 @@ _LONGEST = 12
 def print_list(items: Sequence[Mapping[str, Any]], stream: TextIO) -> None:
     """One line for each. Names are cut to what a terminal has room for, and whole in a pipe, where they are looked for."""
     longest = max(len(one["name"]) for one in items)
-    room = max(8, table_width(stream) - 72) if stream.isatty() else longest
+    asked = list(items[0].get("values") or ())
+    taken = 72 + sum(2 + max(9, len(words)) for words in asked)
+    room = max(8, table_width(stream) - taken) if stream.isatty() else longest
     rows = [
         (
             _cut(one["name"], room), one["id"], one["status"] + _flags(one), _stamp(one["started"]),
-            _duration(one["duration_seconds"]), one["last_step"],
+            _duration(one["duration_seconds"]), one["last_step"], *(_short(one["values"].get(words)) for words in asked),
         )
         for one in items
     ]  # fmt: skip
-    table(("name", "id", "status", "started (UTC)", "took", "step"), rows, stream)
+    table(("name", "id", "status", "started (UTC)", "took", "step", *map(clean, asked)), rows, stream)
     if any(one.get("simulated") for one in items):
         stream.write("~ with SIMULATED GPUs\n")
 
@@ -131,6 +133,13 @@ def _point(told: Mapping[str, Any] | None) -> str | None:
 
 def _json(value: Any) -> str:
     return value if isinstance(value, str) else json_text(value)
+
+
+def _short(value: Any) -> str | None:
+    """A value in a list; None where there is none."""
+    if value is None:
+        return None
+    return f"{value:.6g}" if isinstance(value, float) else _cut(_json(value), 24)
 
 
 def _stamp(text: str | None) -> str:

@@ -35,7 +35,8 @@ from gpu_monitor.wire.training import STATUSES, written
 EXAMPLES = """examples:
   gpu_monitor experiments list                        those in ./experiments (or GPU_MONITOR_DIR), newest first
   gpu_monitor experiments list --project vision --status failed
-  gpu_monitor experiments list --server URL --where 'val_loss < 0.3'
+  gpu_monitor experiments list --where 'val_loss < 0.3 and lr = 0.001' --sort 'min(val_loss)' --order asc
+  gpu_monitor experiments list --server URL           those on a server; every option is the same
   gpu_monitor experiments show resnet50               the newest of that name; resnet50~2 is the one before
   gpu_monitor experiments export resnet50 -o points.csv
   gpu_monitor experiments archive resnet50~2          hides it; --undo takes it back
@@ -94,13 +95,11 @@ def _add_list(parser: argparse.ArgumentParser) -> None:
         help=f"{', '.join(STATUSES)}; may be repeated",
     )  # fmt: skip
     add("--text", metavar="WORDS", default=None, help="with these words in name or id")
-    add("--where", metavar="EXPRESSION", default=None, help="by parameters and metrics (asks a server)")
     add(
-        "--sort",
-        metavar="WHAT",
-        default=None,
-        help="started, params.x, metrics.x, min(x) ... (asks a server)",
-    )
+        "--where", metavar="EXPRESSION", default=None,
+        help="by parameters, metrics, tags and fields: 'val_loss < 0.3 and not lr = 0.1'",
+    )  # fmt: skip
+    add("--sort", metavar="WHAT", default=None, help="by started, params.x, metrics.x, min(x) ...")
     add(
         "--order", choices=("asc", "desc"), default=None, help="of --sort (default: desc, the greatest first)"
     )
@@ -132,9 +131,7 @@ def _count(text: str) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Do what `gpu_monitor experiments ACTION` asks; the exit code."""
-    with opened(
-        args.directory, args.server, only_server=getattr(args, "where", None) or getattr(args, "sort", None)
-    ) as runs:
+    with opened(args.directory, args.server) as runs:
         if args.action == "list":
             return _list(runs, args)
         if args.action == "show":
@@ -147,10 +144,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 @contextlib.contextmanager
-def opened(directory: str | None, server: str | None, *, only_server: object = None) -> Iterator[Runs]:
-    """The experiments of a directory, or of a server where one is named or alone can answer. ConfigError without one."""
+def opened(directory: str | None, server: str | None) -> Iterator[Runs]:
+    """The experiments of a directory, or of a server where one is named."""
     settings = load_training(server=server, directory=directory)
-    if server is None and not (only_server and directory is None and settings.server is not None):
+    if server is None:
         yield RunsHere(settings.directory)
         return
     if settings.server is None:
@@ -176,8 +173,6 @@ def _list(runs: Runs, args: argparse.Namespace) -> int:
         args.limit,
         args.order,
     )
-    if (wanted.sort or wanted.order) and isinstance(runs, RunsHere):
-        raise UsageError("--sort and --order ask a server", "Say --server URL.")
     found = runs.list(wanted)
     if args.json:
         print(json_text({"items": found.items, "has_more": found.has_more}, indent=2))
@@ -188,7 +183,7 @@ def _list(runs: Runs, args: argparse.Namespace) -> int:
         return EXIT_NOTHING
     if found.has_more:
         note(
-            f"there are more than {len(found.items)}: -n shows them, or pick by --project, --tag, --status, --text"
+            f"there are more than {len(found.items)}: -n shows them, or pick by --project, --tag, --status, --text, --where"
         )
     return EXIT_DONE
 

@@ -178,7 +178,10 @@ def _read_cache(path: Path) -> dict[str, _Entry]:
 
 def _write_cache(path: Path, entries: list[_Entry]) -> None:
     """Put the entries in the place of the last ones, where this user may; of several at once one does."""
-    body = _encode(entries)
+    try:
+        body = _encode(entries)
+    except OverflowError:  # of a parameter beyond 64 bits: such an experiment is read each time
+        body = _encode([entry for entry in entries if _is_plain(entry)])
     try:
         file = os.open(path.with_name(f"{CACHE}.new"), _FLAGS, 0o644)
     except OSError:
@@ -195,6 +198,14 @@ def _write_cache(path: Path, entries: list[_Entry]) -> None:
         return
     finally:
         os.close(file)
+
+
+def _is_plain(entry: _Entry) -> bool:
+    try:
+        _encode(entry)
+    except OverflowError:
+        return False
+    return True
 
 
 _FLAGS = os.O_WRONLY | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)

@@ -3,8 +3,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import Any
+
+from gpu_monitor.wire.expressions import (
+    FIELDS,
+    ExpressionError,
+    Operand,
+    operands_of,
+    parse_expression,
+    parse_operand,
+    words_of,
+)
 
 
 @dataclass(frozen=True)
@@ -20,6 +31,18 @@ class Wanted:
     sort: str | None = None
     limit: int = 50
     order: str | None = None
+
+
+def columns_of(wanted: Wanted) -> dict[str, Operand]:
+    """What is shown of experiments beside their fields: what they are picked and sorted by, as it is written.
+
+    Empty of what cannot be understood: whoever is asked says why.
+    """
+    found: list[Operand] = []
+    with contextlib.suppress(ExpressionError):
+        found += [] if wanted.where is None else operands_of(parse_expression(wanted.where, FIELDS))
+        found += [] if wanted.sort is None else [parse_operand(wanted.sort, FIELDS)]
+    return {words_of(one): one for one in found if one.kind != "field"}
 
 
 @dataclass(frozen=True)

@@ -3,20 +3,36 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpu_monitor.core.errors import GpuMonitorError, StorageBusy, StorageError, UsageError
-from gpu_monitor.core.times import format_time
+from gpu_monitor.core.clock import SystemClock
+from gpu_monitor.core.errors import GpuMonitorError, NothingFound, StorageBusy, StorageError, UsageError
+from gpu_monitor.core.times import format_time, parse_moment
 from gpu_monitor.training.compared import Figures, from_disk
+from gpu_monitor.training.conditions import Answer, Candidate, check_fields, condition, duration_of, sort_key
 from gpu_monitor.training.listing import Listed, list_experiments
 from gpu_monitor.training.reading import open_experiment
-from gpu_monitor.training.run_terms import Listing, Point, Wanted
+from gpu_monitor.training.run_terms import Listing, Point, Wanted, columns_of
 from gpu_monitor.training.stored import StoredExperiment
+from gpu_monitor.wire.expressions import (
+    FIELDS,
+    Expression,
+    ExpressionError,
+    Operand,
+    operands_of,
+    parse_expression,
+    parse_operand,
+    said_unknown,
+)
 from gpu_monitor.wire.training import written
 
+_HELP = "For example: val_loss < 0.3 and params.lr = 0.001, min(loss) <= 0.5, not tags.stage = dev."
 ARCHIVED = ".archived"
 """A file of this name in an experiment's folder: it is archived."""
 
@@ -29,22 +45,23 @@ class RunsHere:
         self.where = str(directory)
 
     def list(self, wanted: Wanted) -> Listing:
-        """Those that are wanted, the newest first. UsageError for what only a server can pick by."""
-        if wanted.where is not None:
-            raise UsageError(
-                "--where asks a server", "Say --server URL, or pick by --project, --tag, --status and --text."
-            )
-        items: list[dict[str, Any]] = []
-        more = False
-        for one in list_experiments(self.directory):
-            is_archived = (self.directory / one.id / ARCHIVED).exists()
-            if not _is_wanted(one, wanted, is_archived):
-                continue
-            if len(items) >= wanted.limit:
-                more = True
-                break
-            items.append(_row(one, is_archived))
-        return Listing(items, more)
+        """Those that are wanted, the newest first where nothing else is said. UsageError for an expression that is none."""
+        asked = _Asked(wanted)
+        runs = [
+            Candidate(self.directory, one, (self.directory / one.id / ARCHIVED).exists())
+            for one in list_experiments(self.directory)
+        ]
+        is_descending = wanted.order != "asc"
+        found = asked.rows(run for run in runs if _is_wanted(run.listed, wanted, run.is_archived))
+        if asked.by is not None:
+            chosen = _sorted(found, is_descending)
+        elif is_descending:
+            chosen = list(itertools.islice(found, wanted.limit + 1))
+        else:
+            chosen = list(found)[::-1]
+        items = [one.row for one in chosen[: wanted.limit]]
+        hint = None if items or asked.where is None else _hint(asked.where, runs)
+        return Listing(items, len(chosen) > wanted.limit, hint)
 
     def show(self, name: str) -> dict[str, Any]:
         """Everything but points, output and files of one experiment. NothingFound where there is none."""
@@ -130,6 +147,82 @@ class RunsHere:
         """Nothing is open."""
 
 
+@dataclass(frozen=True)
+class _Found:
+    """One that is wanted: what it is sorted by, and how it is answered."""
+
+    key: tuple[int, float, str]
+    age: tuple[float, str]
+    row: dict[str, Any]
+
+
+class _Asked:
+    """What a list is picked and sorted by, understood. UsageError where it cannot be."""
+
+    def __init__(self, wanted: Wanted) -> None:
+        now = SystemClock().now()
+        self.where: Expression | None = None
+        self.by: Operand | None = None
+        self._holds: Callable[[Candidate], Answer] | None = None
+        option = "--where"
+        try:
+            if wanted.where is not None:
+                self.where = parse_expression(wanted.where, FIELDS)
+                self._holds = condition(self.where, lambda text: parse_moment(text, now).candidates[0])
+            option = "--sort"
+            if wanted.sort is not None:
+                self.by = parse_operand(wanted.sort, FIELDS)
+                check_fields([self.by])
+        except ExpressionError as error:
+            raise UsageError(f"{option}: {error}", _HELP) from None
+        self._shown = columns_of(wanted)
+
+    def rows(self, runs: Iterable[Candidate]) -> Iterator[_Found]:
+        """Those of `runs` of which the expression is so, one by one; what is deleted meanwhile is left out."""
+        for run in runs:
+            with contextlib.suppress(NothingFound, FileNotFoundError):
+                if self._holds is not None and self._holds(run) is not True:
+                    continue
+                key = (0, 0.0, "") if self.by is None else sort_key(run, self.by)
+                age = run.listed.started, run.listed.id
+                yield _Found(key, age, {**_row(run.listed, run.is_archived), **self._values(run)})
+
+    def _values(self, run: Candidate) -> dict[str, Any]:
+        """What it was picked and sorted by, as a server answers it."""
+        if self.where is None and self.by is None:
+            return {}
+        shown = {words: run.shown(operand) for words, operand in self._shown.items()}
+        return {
+            "values": {words: written(one) if isinstance(one, float) else one for words, one in shown.items()}
+        }
+
+
+def _sorted(found: Iterable[_Found], is_descending: bool) -> list[_Found]:
+    """By the keys, and by age where they are the same; what has neither number nor text last in either direction."""
+    inside = sorted(found, key=lambda one: (one.key[1:], one.age), reverse=is_descending)
+    return sorted(inside, key=lambda one: one.key[0])
+
+
+def _hint(where: Expression, runs: Sequence[Candidate]) -> str | None:
+    """A sentence about the first name that no experiment has; None where each is of one."""
+    for operand in operands_of(where):
+        names: set[str] = set()
+        is_known = operand.kind == "field"
+        for run in runs if not is_known else ():
+            with contextlib.suppress(NothingFound, FileNotFoundError):
+                names |= {*run.listed.params} if operand.kind in ("param", "any") else set()
+                names |= {*run.listed.tags} if operand.kind in ("tag", "any") else set()
+                is_known = operand.name in names
+                if not is_known and operand.kind in ("metric", "any"):
+                    names |= run.metric_names
+                    is_known = operand.name in names
+            if is_known:
+                break
+        if not is_known:
+            return said_unknown(operand, sorted(names))
+    return None
+
+
 def _is_wanted(one: Listed, wanted: Wanted, is_archived: bool) -> bool:
     def has(tag: str) -> bool:
         key, equals, value = tag.partition("=")
@@ -149,16 +242,10 @@ def _row(one: Listed, is_archived: bool) -> dict[str, Any]:
         "id": one.id, "name": one.name, "project": one.project, "status": one.status, "archived": is_archived,
         "simulated": one.simulated, "started": format_time(one.started),
         "ended": None if one.ended is None else format_time(one.ended),
-        "duration_seconds": None if (seconds := _seconds(one)) is None else round(seconds, 3),
+        "duration_seconds": None if (seconds := duration_of(one)) is None else round(seconds, 3),
         "last_step": one.last_step,
         "params": one.params, "tags": one.tags,
     }  # fmt: skip
-
-
-def _seconds(one: Listed) -> float | None:
-    """How long it took, or how long it ran when it wrote last; None where its clocks do not tell."""
-    so_far = one.changed - one.started
-    return one.seconds if one.ended is not None else so_far if so_far >= 0 else None
 
 
 def _writer(stored: StoredExperiment) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from gpu_monitor.core.errors import GpuMonitorError, NothingFound
 from gpu_monitor.sinks.exchange import Failure
 from gpu_monitor.sinks.experiments import ExperimentServer
 from gpu_monitor.training.compared import ask_server
-from gpu_monitor.training.run_terms import Listing, Point, Wanted
+from gpu_monitor.training.run_terms import Listing, Point, Wanted, columns_of
 from gpu_monitor.wire.training import number_of
 
 _PAGE = 100
@@ -40,6 +40,7 @@ class RunsThere:
             "order": wanted.order,
         }
         asked += [(name, value) for name, value in named.items() if value is not None]
+        asked += [("columns", words) for words in columns_of(wanted)]
         asked.append(("archived", "all" if wanted.archived is None else str(wanted.archived).lower()))
         items: list[dict[str, Any]] = []
         cursor: str | None = None

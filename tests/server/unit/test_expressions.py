@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpu_monitor.server.store.expressions import (
+from gpu_monitor.wire.expressions import (
     Comparison,
     Expression,
     ExpressionError,

@@ -12,7 +12,7 @@ from gpu_monitor.server.answers import read_cursor
 from gpu_monitor.server.auth.principal import Gate, Principal, unauthorised
 from gpu_monitor.server.problems import Problem
 from gpu_monitor.server.store.experiment_names import find_experiment, nearest_name
-from gpu_monitor.server.store.expressions import ExpressionError
+from gpu_monitor.wire.expressions import ExpressionError
 
 MeantId = Annotated[
     str,

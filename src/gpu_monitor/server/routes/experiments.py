@@ -40,9 +40,10 @@ from gpu_monitor.server.store.experiment_list import (
     tags_of,
 )
 from gpu_monitor.server.store.experiment_removal import mark_removed
-from gpu_monitor.server.store.experiment_terms import FIELDS, Terms
+from gpu_monitor.server.store.experiment_terms import Terms
 from gpu_monitor.server.store.experiment_unknown import unknown_name
-from gpu_monitor.server.store.expressions import (
+from gpu_monitor.wire.expressions import (
+    FIELDS,
     LONGEST,
     Expression,
     ExpressionError,

@@ -27,7 +27,6 @@ from sqlalchemy import (
 from gpu_monitor.server.auth.principal import Principal
 from gpu_monitor.server.auth.visible import project_filter
 from gpu_monitor.server.store.experiment_terms import DURATION, Terms, is_stalled
-from gpu_monitor.server.store.expressions import Expression, Operand
 from gpu_monitor.server.store.room import fitting
 from gpu_monitor.server.store.schema import contracts
 from gpu_monitor.server.store.schema_experiments import (
@@ -42,6 +41,7 @@ from gpu_monitor.server.store.schema_experiments import (
     tags,
 )
 from gpu_monitor.server.store.values import raw_json, stamp
+from gpu_monitor.wire.expressions import Expression, Operand
 
 Status = Literal["running", "completed", "failed", "stopped", "crashed"]
 Flag = Literal["running", "completed", "failed", "stopped", "crashed", "stalled", "archived"]

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
@@ -27,14 +27,6 @@ from sqlalchemy import (
     true,
 )
 
-from gpu_monitor.server.store.expressions import (
-    Comparison,
-    Expression,
-    ExpressionError,
-    Not,
-    Operand,
-    Operator,
-)
 from gpu_monitor.server.store.schema import contracts
 from gpu_monitor.server.store.schema_experiments import (
     INFINITY,
@@ -46,24 +38,23 @@ from gpu_monitor.server.store.schema_experiments import (
     series,
     tags,
 )
-from gpu_monitor.wire.training import STATUSES
+from gpu_monitor.wire.expressions import (
+    FIELDS,
+    Comparison,
+    Expression,
+    ExpressionError,
+    Not,
+    Operand,
+    Operator,
+    Shape,
+    check_status,
+)
 
-Shape = Literal["text", "number", "time", "truth"]
 Column = ColumnElement[Any]
-
-FIELDS: Mapping[str, Shape] = {
-    "id": "text", "name": "text", "project": "text", "contract_number": "text", "status": "text", "host": "text",
-    "user": "text", "signal": "text", "reason": "text",
-    "started": "time", "ended": "time", "last_heard": "time", "last_time": "time",
-    "duration_seconds": "number", "last_step": "number", "points": "number", "exit_code": "number",
-    "simulated": "truth", "archived": "truth", "stalled": "truth",
-}  # fmt: skip
-"""What every experiment has a field for, by the name in answers, and what that is."""
 
 _COMPARE: dict[Operator, Callable[[Any, Any], ColumnElement[bool]]] = {
     "=": operator.eq, "!=": operator.ne, "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge,
 }  # fmt: skip
-_STALLED = "stalled is no status but a flag: write stalled = true"
 
 
 @dataclass(frozen=True)
@@ -169,9 +160,8 @@ class Terms:
             return compare(column, self.read_time(value))
         if shape == "text":
             written = value if isinstance(value, str) else asked.written
-            if name == "status" and written not in STATUSES:
-                more = _STALLED if written == "stalled" else f"a status is one of {', '.join(STATUSES)}"
-                raise ExpressionError(asked.column, more)
+            if name == "status":
+                check_status(asked, written)
             return compare(column, written)
         if not isinstance(value, float) or math.isnan(value):
             hint = "a time: write 2024-03-20 or -2h" if shape == "time" else "a number"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterator
 from dataclasses import replace
 
 from sqlalchemy import Connection, select, true
@@ -11,17 +9,14 @@ from sqlalchemy import Connection, select, true
 from gpu_monitor.server.auth.principal import Principal
 from gpu_monitor.server.store.experiment_list import experiment_rows
 from gpu_monitor.server.store.experiment_terms import Terms
-from gpu_monitor.server.store.expressions import Comparison, Expression, Kind, Not, Operand
 from gpu_monitor.server.store.schema_experiments import experiments, params, series, tags
+from gpu_monitor.wire.expressions import Expression, Kind, operands_of, said_unknown
 
 _ASKED_FOR = 5
 """Names of an expression that are looked for: each is a look at every experiment."""
 _LOOKED_AT = 200
 """Newest experiments among whose names the nearest one is looked for."""
 _NAMES = 5000
-_WORDS: dict[Kind, str] = {
-    "any": "parameter, metric or tag", "param": "parameter", "metric": "metric", "tag": "tag", "field": "field",
-}  # fmt: skip
 _HELD = {
     "param": (params.c.experiment, params.c.name, true()),
     "metric": (series.c.experiment, series.c.name, true()),
@@ -33,25 +28,13 @@ _HELD = {
 def unknown_name(connection: Connection, who: Principal, expression: Expression, terms: Terms) -> str | None:
     """A sentence about the first name that no experiment which `who` may see has; None where each is of one."""
     operands = dict.fromkeys(
-        replace(one, stat="last", column=1) for one in _operands(expression) if one.kind != "field"
+        replace(one, stat="last", column=1) for one in operands_of(expression) if one.kind != "field"
     )
     for operand in list(operands)[:_ASKED_FOR]:
         query = experiment_rows(who).where(terms.is_known(operand)).limit(1)
         if connection.execute(query).first() is None:
-            said = f"no experiment has a {_WORDS[operand.kind]} called {operand.name[:100]}"
-            near = difflib.get_close_matches(operand.name, _names(connection, who, operand.kind), 1)
-            return f"{said}; did you mean {near[0]}?" if near else said
+            return said_unknown(operand, _names(connection, who, operand.kind))
     return None
-
-
-def _operands(expression: Expression) -> Iterator[Operand]:
-    if isinstance(expression, Comparison):
-        yield expression.operand
-    elif isinstance(expression, Not):
-        yield from _operands(expression.inner)
-    else:
-        for part in expression.parts:
-            yield from _operands(part)
 
 
 def _names(connection: Connection, who: Principal, kind: Kind) -> list[str]:

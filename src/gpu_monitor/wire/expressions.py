@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The language in which experiments are asked for: `val_loss < 0.3 and (lr = 0.001 or tags.model = resnet)`. Pure.
 
     expression = and-part { or and-part }            not binds closest, then and, then or
@@ -11,11 +12,14 @@ A bare word that names a field of every experiment (`status`) means that; in dou
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NoReturn
+
+from gpu_monitor.wire.training import STATUSES
 
 LONGEST = 2000
 """Characters of an expression."""
@@ -28,6 +32,16 @@ Kind = Literal["field", "param", "metric", "tag", "any"]
 Stat = Literal["last", "min", "max"]
 Operator = Literal["=", "!=", "<", "<=", ">", ">="]
 Value = float | str | bool | None
+Shape = Literal["text", "number", "time", "truth"]
+
+FIELDS: Mapping[str, Shape] = {
+    "id": "text", "name": "text", "project": "text", "contract_number": "text", "status": "text", "host": "text",
+    "user": "text", "signal": "text", "reason": "text",
+    "started": "time", "ended": "time", "last_heard": "time", "last_time": "time",
+    "duration_seconds": "number", "last_step": "number", "points": "number", "exit_code": "number",
+    "simulated": "truth", "archived": "truth", "stalled": "truth",
+}  # fmt: skip
+"""What every experiment has a field for, by the name in answers, and what that is."""
 
 _STATS: dict[str, Stat] = {"last": "last", "min": "min", "max": "max"}
 _PREFIXES: dict[str, Kind] = {
@@ -49,6 +63,11 @@ _TOKEN = re.compile(
     r"(?P<space>\s+)|(?P<open>\()|(?P<close>\))|(?P<operator>[<>=!]+)"
     r"""|(?P<quoted>"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')|(?P<word>[\w./:+\-@%]+)"""
 )
+_PLAIN = re.compile(r"[A-Za-z_][\w/\-]*", re.ASCII)
+_RESERVED = {"and", "or", "not", *_STATS}
+_SAID: dict[Kind, str] = {
+    "any": "parameter, metric or tag", "param": "parameter", "metric": "metric", "tag": "tag", "field": "field",
+}  # fmt: skip
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
 
 
@@ -97,6 +116,47 @@ class Joined:
 
 
 Expression = Comparison | Not | Joined
+
+
+def operands_of(expression: Expression) -> Iterator[Operand]:
+    """What is compared in an expression, in the order in which it is written."""
+    if isinstance(expression, Comparison):
+        yield expression.operand
+    elif isinstance(expression, Not):
+        yield from operands_of(expression.inner)
+    else:
+        for part in expression.parts:
+            yield from operands_of(part)
+
+
+def words_of(operand: Operand) -> str:
+    """An operand as it is written in an expression."""
+    name = operand.name
+    if operand.kind == "field":
+        return name
+    if not _PLAIN.fullmatch(name) or (
+        operand.kind == "any" and (name in FIELDS or name.lower() in _RESERVED)
+    ):
+        escaped = re.sub(r'(["\\])', r"\\\1", name)
+        name = f'"{escaped}"'
+    if operand.kind == "any":
+        return name
+    return f"{operand.kind}s.{name}" if operand.stat == "last" else f"{operand.stat}({name})"
+
+
+def said_unknown(operand: Operand, names: Collection[str]) -> str:
+    """A sentence about a name that no experiment has; `names`: those among which the nearest one is looked for."""
+    said = f"no experiment has a {_SAID[operand.kind]} called {operand.name[:100]}"
+    near = difflib.get_close_matches(operand.name, names, 1)
+    return f"{said}; did you mean {near[0]}?" if near else said
+
+
+def check_status(comparison: Comparison, written: str) -> None:
+    """ExpressionError where a comparison with the field `status` holds it against what is no status."""
+    if written == "stalled":
+        raise ExpressionError(comparison.column, "stalled is no status but a flag: write stalled = true")
+    if written not in STATUSES:
+        raise ExpressionError(comparison.column, f"a status is one of {', '.join(STATUSES)}")
 
 
 def parse_expression(text: str, fields: Collection[str]) -> Expression:
