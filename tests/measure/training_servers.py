@@ -5,6 +5,7 @@ python -m tests.measure.training_servers slow     serves on a free port, prints 
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -28,6 +29,7 @@ def behaving(kind: str, folder: Path) -> Iterator[tuple[str, dict[str, str]]]:
         yield f"http://127.0.0.1:{free_port()}", {}
     elif kind == "real":
         with serving(folder) as server:
+            _give_way(server.process.pid)
             yield server.url, token_of(server, folder)
     else:
         with _elsewhere(kind, folder) as url:
@@ -66,8 +68,15 @@ def _elsewhere(kind: str, folder: Path) -> Iterator[str]:
         process.stdout.close()
 
 
+def _give_way(pid: int) -> None:
+    """It stands for a server on another machine, and must not take the training's core."""
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        os.setpriority(os.PRIO_PROCESS, int(thread.name), 19)
+
+
 def main() -> None:
     """Serve until there is nobody who wants it."""
+    os.nice(19)
     with Shelf() as shelf:
         shelf.behave(then=_FAULTS[sys.argv[1]])
         print(shelf.url, flush=True)

@@ -28,7 +28,9 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> RunsHere:
         folder.mkdir(exist_ok=True)
         log = folder / f"{segment.segment}.log"
         log.write_bytes(segment.data)
-        os.utime(log, (segment.started + 5, segment.started + 5))  # of one that is gone, it was last heard of then
+        os.utime(
+            log, (segment.started + 5, segment.started + 5)
+        )  # of one that is gone, it was last heard of then
     runs = RunsHere(directory)
     runs.archive(WAVE, True)
     return runs

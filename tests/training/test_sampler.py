@@ -205,6 +205,7 @@ def test_a_child_that_is_killed_is_started_again_a_few_times(recorder: Recorder)
             count = len(until(recorder, lambda folder: series(folder).get("system/memory_used", ({}, []))[1]))
             until(recorder, lambda folder, count=count: len(series(folder)["system/memory_used"][1]) > count)  # type: ignore[misc]
             (child,) = children() - before
+            assert os.getpriority(os.PRIO_PROCESS, child) == 19, "the training goes first"
             os.kill(child, signal.SIGKILL)
             if kill < 2:
                 until(recorder, lambda _, child=child: children() - before - {child})  # type: ignore[misc]
