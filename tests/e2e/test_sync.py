@@ -379,8 +379,8 @@ def test_a_file_for_which_there_was_no_room_goes_when_there_is(shelf: Shelf, tmp
     with path.open("ab") as more:
         more.write(points(5, 10))
     full = Fault("status", status=507, body='{"detail": "no room"}')
-    # The records before it, the question, its first part; then the others; and each time it is asked again.
-    for faults in (["good", "good", full], ["good", "good", full], ["good", "good", full]):
+    # The records, then the file; each time it is asked again where the records stand, and the file is tried again.
+    for faults in (["good", full], ["good", full], ["good", full]):
         shelf.behave(*faults)
         done = ask(tmp_path, "sync", "--server", shelf.url)
         assert (done.returncode, "1 file not uploaded" in done.stdout) == (1, True), done.stdout + done.stderr
@@ -403,7 +403,7 @@ def test_a_file_for_which_there_was_no_room_goes_when_there_is(shelf: Shelf, tmp
 def test_the_next_start_sends_a_file_that_is_owed(shelf: Shelf, tmp_path: Path) -> None:
     path = make(tmp_path / "experiments")
     sha256 = add_blob(path, b"weights" * 1000, kind="artifact")
-    shelf.behave("good", "good", Fault("status", status=507))
+    shelf.behave("good", Fault("status", status=507))
     assert ask(tmp_path, "sync", "--server", shelf.url).returncode == 1
     shelf.behave()
     code = (

@@ -128,7 +128,7 @@ def test_an_experiment_that_is_deleted_meanwhile_is_left_out(here: RunsHere, tmp
 @pytest.mark.parametrize(
     "text",
     [
-        "loss", "params.lr", 'metrics."val loss"', "tags.model", "min(loss)", 'max("a \\"b\\" \\\\ c")', '"status"',
+        "loss", "params.lr", 'metrics."val loss"', "tags.model", "min(loss)", 'max("a \\"b\\" \\\\ c")', '"status"', 'min("or")', 'max("status")', 'metrics."not"',
         '"and"', "started", '"params.x"', "child/loss",
     ],
 )  # fmt: skip

@@ -353,7 +353,7 @@ def test_a_restarted_server_is_found_again(shelf: Shelf, server: ExperimentServe
     assert shelf.held("e1", "seg-a0000000") == path.read_bytes()
 
 
-def test_a_file_goes_before_the_record_that_names_it_and_once(
+def test_records_go_first_and_their_files_once_after_them(
     shelf: Shelf, server: ExperimentServer, tmp_path: Path
 ) -> None:
     path = make(tmp_path)
@@ -366,7 +366,27 @@ def test_a_file_goes_before_the_record_that_names_it_and_once(
     assert bytes(shelf.blobs[sha256]) == content
     assert shelf.held("e1", "seg-a0000000") == path.read_bytes()
     order = [(one.method, "blob" if "blobs" in one.path else "segment") for one in shelf.asked]
-    assert order == [("PUT", "segment"), ("HEAD", "blob"), *[("PUT", "blob")] * 3, ("PUT", "segment")]
+    assert order == [("PUT", "segment"), ("HEAD", "blob"), *[("PUT", "blob")] * 3]
+
+
+def test_what_is_logged_while_files_go_does_not_wait_for_them(
+    shelf: Shelf, server: ExperimentServer, tmp_path: Path
+) -> None:
+    path = make(tmp_path)
+    for number in range(20):
+        add_blob(path, b"%d" % number)
+    sender = SegmentSender(server, BlobSender(server), path)
+    sender.step()
+    assert shelf.held("e1", "seg-a0000000") == path.read_bytes()
+    for number in range(20):
+        with path.open("ab") as more:
+            more.write(points(5 + number, 6 + number))
+        sender.step()
+        assert shelf.held("e1", "seg-a0000000") == path.read_bytes()
+        sender.step()
+        assert (len(shelf.whole), sender.has_files_to_send) == (number + 1, True)
+    assert (len(shelf.whole), sender.step(), sender.has_files_to_send) == (20, None, False)
+    assert shelf.count("HEAD", "blobs") == 0, "of small files it is not asked whether they are there"
 
 
 def test_a_file_goes_on_where_the_server_stands(
@@ -385,8 +405,9 @@ def test_a_file_that_was_held_already_is_not_sent(
     shelf: Shelf, server: ExperimentServer, tmp_path: Path
 ) -> None:
     path = make(tmp_path)
-    sha256 = add_blob(path, b"content")
-    shelf.blobs[sha256] = bytearray(b"content")
+    content = b"content" * 20_000
+    sha256 = add_blob(path, content)
+    shelf.blobs[sha256] = bytearray(content)
     shelf.whole.add(sha256)
     send(server, path)
     assert shelf.count("PUT", "blobs") == 0
@@ -399,7 +420,7 @@ def test_a_file_the_server_will_not_have_holds_no_records_up(
 ) -> None:
     path = make(tmp_path)
     sha256 = add_blob(path, b"x")
-    shelf.behave("good", "good", Fault("status", status=status, body='{"detail": "not this one"}'))
+    shelf.behave("good", Fault("status", status=status, body='{"detail": "not this one"}'))
     blobs = BlobSender(server)
     sender = SegmentSender(server, blobs, path)
     while sender.step() is not None:
@@ -418,7 +439,7 @@ def test_a_file_that_is_owed_is_not_forgotten(
         more.write(points(5, 10))
     file = path.parent / "media/x.bin"
     if harm == "no room":
-        shelf.behave("good", "good", Fault("status", status=507, body='{"detail": "no room"}'))
+        shelf.behave("good", Fault("status", status=507, body='{"detail": "no room"}'))
     elif harm == "gone":
         file.rename(tmp_path / "aside")
     else:
@@ -433,7 +454,7 @@ def test_a_file_that_is_owed_is_not_forgotten(
         assert list(blobs.problems) == [sha256]
         assert read_sent(path)[shelf.url].owed == (path.read_bytes().index(b'["m"'),)
         if harm == "no room":
-            shelf.behave("good", Fault("status", status=507, body='{"detail": "no room"}'))
+            shelf.behave(Fault("status", status=507, body='{"detail": "no room"}'))
     shelf.behave()
     if harm == "gone":
         (tmp_path / "aside").rename(file)

@@ -35,8 +35,9 @@ from gpu_monitor.wire.training import STATUSES, written
 EXAMPLES = """examples:
   gpu_monitor experiments list                        those in ./experiments (or GPU_MONITOR_DIR), newest first
   gpu_monitor experiments list --project vision --status failed
-  gpu_monitor experiments list --where 'val_loss < 0.3 and lr = 0.001' --sort 'min(val_loss)' --order asc
-  gpu_monitor experiments list --server URL           those on a server; every option is the same
+  gpu_monitor experiments list --where 'val_loss < 0.3 and lr = 0.001'
+  gpu_monitor experiments list --sort 'min(val_loss)' --order asc
+  gpu_monitor experiments list --server URL           those on a server
   gpu_monitor experiments show resnet50               the newest of that name; resnet50~2 is the one before
   gpu_monitor experiments export resnet50 -o points.csv
   gpu_monitor experiments archive resnet50~2          hides it; --undo takes it back

@@ -14,6 +14,8 @@ from gpu_monitor.wire.training import RECORD_BYTES, SHA256, Media
 
 _JUMPS = 3
 """Answers in a row that send us elsewhere without progress; more is no conversation."""
+_SMALL = 64 << 10
+"""Bytes of a file that is sent without asking whether it is held: the question would cost as much."""
 _PLAIN = (
     os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
 )
@@ -97,12 +99,15 @@ class BlobSender:
     def step(self, blob: Blob, folder: Path) -> Told:
         """One request for a blob that is not settled; HELD once it is. `folder`: the experiment's, which it lies in."""
         if self._blob is None or self._blob.sha256 != blob.sha256:
-            told = self._server.find_blob(blob.sha256)
-            if told.meaning is Meaning.HELD:
-                self._held.add(blob.sha256)
-            if told.meaning is not Meaning.ELSEWHERE:
-                return self._refused(blob, told) if told.meaning is Meaning.REFUSED else told
-            self._blob, self._offset, self._jumps = blob, told.offset or 0, 0
+            offset = 0
+            if blob.size > _SMALL:
+                told = self._server.find_blob(blob.sha256)
+                if told.meaning is Meaning.HELD:
+                    self._held.add(blob.sha256)
+                if told.meaning is not Meaning.ELSEWHERE:
+                    return self._refused(blob, told) if told.meaning is Meaning.REFUSED else told
+                offset = told.offset or 0
+            self._blob, self._offset, self._jumps = blob, offset, 0
         return self._put(blob, folder)
 
     def _put(self, blob: Blob, folder: Path) -> Told:

@@ -79,6 +79,8 @@ class SegmentSender:
         self._is_checked = self.held == 0
         self._due: deque[int] = deque(known.owed if known else ())
         self._owed: dict[int, str] = {}
+        self._seen_to = 0
+        """Records up to here went before: of their files it is known what became of them."""
         self._face: tuple[int, int] | None = None
 
     @property
@@ -86,6 +88,11 @@ class SegmentSender:
         """The files that records name which the server holds, and that it does not hold: digests, or where the record
         begins where it was not looked at yet."""
         return {*self._owed.values(), *(f"{self.segment}@{place}" for place in self._due)}
+
+    @property
+    def has_files_to_send(self) -> bool:
+        """Whether records went whose files are still to be sent."""
+        return bool(self._due)
 
     def look_again(self) -> None:
         """Have the next step send the last line that the server is remembered to hold once more.
@@ -99,6 +106,7 @@ class SegmentSender:
             before = self._bytes(begin, self.held - begin)
         except OSError:
             return  # the next step says so
+        self._seen_to = self.held
         self._go_to(begin + before.rfind(b"\n", 0, len(before) - 1) + 1)
 
     def try_files_again(self) -> None:
@@ -123,8 +131,10 @@ class SegmentSender:
         return last - self.held
 
     def step(self) -> Told | None:
-        """Send what is next, one request at most; None where the server holds every whole line and all that can be had
-        of its files, or `problem` says why not."""
+        """Send what is next, one request at most: records first, files where there are none to send.
+
+        None where the server holds every whole line and all that can be had of its files, or `problem` says why not.
+        """
         if not self._is_in_order():
             return None
         try:
@@ -136,11 +146,6 @@ class SegmentSender:
             return self._owed_file() if self.problem is None else None
         if not self._is_genuine(piece):
             return Told(Meaning.ELSEWHERE, self.held)
-        place, blob = self._first_blob(piece)
-        if blob is not None and place == 0:
-            return self._blobs.step(blob, self.path.parent)
-        if blob is not None:
-            piece = piece[:place]
         return self._answered(
             piece, self._server.put_segment(self.experiment_id, self.segment, self.held, piece)
         )
@@ -276,13 +281,6 @@ class SegmentSender:
             )
         return data[:end]
 
-    def _first_blob(self, piece: bytes) -> tuple[int, Blob | None]:
-        """Where the first record stands whose file the server may lack, and the file."""
-        for place, blob in self._blobs_in(piece):
-            if not self._blobs.is_settled(blob):
-                return place, blob
-        return 0, None
-
     def _blobs_in(self, piece: bytes) -> Iterator[tuple[int, Blob]]:
         """The files that records name, and where the records begin."""
         for place in _media_places(piece):
@@ -296,7 +294,7 @@ class SegmentSender:
                 yield place, blob
 
     def _owed_file(self) -> Told | None:
-        """Ask for, or send, the next file that is owed of records which went before; None where none is left."""
+        """Send, or ask for, the next file that a record names which went before; None where none is left."""
         while self._due:
             place = self._due[0]
             try:
@@ -345,6 +343,7 @@ class SegmentSender:
             # It was brought back from an earlier day; its files may have been, too.
             self._go_to(offset)
             self._blobs.forget()
+            self._seen_to = 0
             self.there, self.is_end_told = offset, False
             self._due = deque(self._media_before(offset))
             self._owed.clear()
@@ -353,6 +352,8 @@ class SegmentSender:
             for place, blob in self._blobs_in(piece):
                 if blob.sha256 in self._blobs.problems:
                     self._owed[before + place] = blob.sha256
+                elif before + place >= self._seen_to and not self._blobs.is_settled(blob):
+                    self._due.append(before + place)
             self.held, self._crc = before + len(piece), zlib.crc32(piece, self._crc)
             self._tail = (self._tail + piece)[-_TAIL_BYTES:]
         self._jumps = 0 if self.held > before else self._jumps + 1

@@ -15,7 +15,7 @@ import msgspec
 
 from gpu_monitor.sinks.blobs import open_plain, read_at
 
-OWED = 10_000
+OWED = 50_000
 """Places of records whose files are still owed; of a segment that owes more, nothing is remembered."""
 _SENT_BYTES = 1 << 20
 _CHUNK = 1 << 20

@@ -130,7 +130,7 @@ class Upload:
         """Why files were not uploaded, one each."""
         known = {**self.blobs.problems, **self.backlog.blobs.problems}
         owed = set().union(*(sender.owed_files for sender in list(self.senders.values())))
-        return [*known.values(), *("it was not asked for again" for one in owed if one not in known)]
+        return [*known.values(), *("it was not sent yet" for one in owed if one not in known)]
 
     @property
     def is_deleted_there(self) -> bool:

@@ -194,7 +194,8 @@ class Uploader:
             self._finish(upload, now)
         elif now - upload.saved >= SAVE_SECONDS:
             upload.save(now)
-        return None, moved if moved else 0 if is_idle else WORTH_BYTES
+        has_more = any(sender.has_files_to_send for sender in upload.senders.values())
+        return None, moved if moved and not has_more else 0 if is_idle else max(moved, WORTH_BYTES)
 
     def _keep_lease(self, upload: Upload) -> Told | None:
         """Say that the run lives where its records have not said so for a while."""

@@ -134,9 +134,8 @@ def words_of(operand: Operand) -> str:
     name = operand.name
     if operand.kind == "field":
         return name
-    if not _PLAIN.fullmatch(name) or (
-        operand.kind == "any" and (name in FIELDS or name.lower() in _RESERVED)
-    ):
+    is_bare = operand.kind == "any" or operand.stat != "last"
+    if not _PLAIN.fullmatch(name) or (is_bare and (name in FIELDS or name.lower() in _RESERVED)):
         escaped = re.sub(r'(["\\])', r"\\\1", name)
         name = f'"{escaped}"'
     if operand.kind == "any":
