@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from pathlib import Path
@@ -10,11 +11,12 @@ from typing import Any
 import pytest
 
 from gpu_monitor.core.errors import UsageError
+from gpu_monitor.training.conditions import Candidate
 from gpu_monitor.training.run_terms import Listing, Wanted
 from gpu_monitor.training.runs_here import RunsHere
 from gpu_monitor.wire.expressions import FIELDS, operands_of, parse_expression, parse_operand, words_of
 from tests.server.asked import HINTS, REFUSED, WHERE
-from tests.server.runs import LONG, NEW, OLD, VIT, WAVE, known_segments
+from tests.server.runs import LONG, NEW, OLD, VIT, WAVE, Segment, known_segments
 
 BEGIN = float(int(time.time())) - 86_400
 
@@ -128,7 +130,8 @@ def test_an_experiment_that_is_deleted_meanwhile_is_left_out(here: RunsHere, tmp
 @pytest.mark.parametrize(
     "text",
     [
-        "loss", "params.lr", 'metrics."val loss"', "tags.model", "min(loss)", 'max("a \\"b\\" \\\\ c")', '"status"', 'min("or")', 'max("status")', 'metrics."not"',
+        "loss", "params.lr", 'metrics."val loss"', "tags.model", "min(loss)", 'max("a \\"b\\" \\\\ c")', '"status"',
+        'min("or")', 'max("status")', 'metrics."not"',
         '"and"', "started", '"params.x"', "child/loss",
     ],
 )  # fmt: skip
@@ -138,3 +141,31 @@ def test_what_is_compared_is_written_as_it_is_read(text: str) -> None:
     assert (again.kind, again.name, again.stat) == (operand.kind, operand.name, operand.stat)
     (alone,) = operands_of(parse_expression(f"not ({words_of(operand)} != null)", FIELDS))
     assert (alone.kind, alone.name) == (operand.kind, operand.name)
+
+
+def test_a_hostile_log_breaks_no_list(tmp_path: Path) -> None:
+    directory = tmp_path / "experiments"
+    for number, (started, more) in enumerate(
+        [(1e300, {}), (1e16, {}), (-5.0, {}), (BEGIN, {"exit_code": [1]})]
+    ):
+        segment = Segment(f"bad-{number}", "bad", "vision", started)
+        segment.log(1, 1, loss=1.0).end(5, "failed", **more)
+        folder = directory / segment.experiment
+        folder.mkdir(parents=True)
+        (folder / "seg-00000001.log").write_bytes(segment.data)
+    (directory / "pipe").mkdir()
+    os.mkfifo(directory / "pipe" / "seg-00000001.log")
+    runs = RunsHere(directory)
+    for asked in ({}, {"sort": "exit_code"}, {"where": "exit_code != 3"}, {"where": "loss = 1"}):
+        found = json.loads(json.dumps(runs.list(Wanted(**asked)).items))  # type: ignore[arg-type]
+        assert len(found) == (0 if "exit_code" in asked.get("where", "") else 4)
+
+
+def test_what_may_not_be_read_is_told(here: RunsHere, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Candidate) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Candidate, "stored", property(refuse))
+    found = ask(here, where="points > 0")
+    assert (found.items, found.has_more) == ([], False)
+    assert f"{WAVE} cannot be read: Permission denied" in (found.hint or "")

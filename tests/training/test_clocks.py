@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -186,3 +187,21 @@ def test_a_chain_of_thousands_of_starts_has_an_order() -> None:
     assert sorted(held, key=lambda name: (found[name].begin, found[name].number)) == [
         f"s{number}" for number in range(count)
     ]
+
+
+def test_a_crashed_run_ended_with_its_last_points_wherever_its_files_are_taken(tmp_path: Path) -> None:
+    code = """
+        monitor = TrainingMonitor("killed", {quiet})
+        for step in range(3):
+            monitor.log_metrics({"loss": 1.0}, step)
+            time.sleep(0.05)
+        os._exit(9)
+        """
+    train(code, tmp_path)
+    (log,) = logs(tmp_path)
+    before = show(tmp_path, "killed")
+    assert 0.1 <= before["duration_seconds"] < 60
+    os.utime(log, (time.time() + 86_400, time.time() + 86_400))
+    later = show(tmp_path, "killed")
+    assert (later["status"], later["ended"]) == ("crashed", before["ended"])
+    assert (later["duration_seconds"], later["duration_reason"]) == (before["duration_seconds"], None)

@@ -179,6 +179,8 @@ def _list(runs: Runs, args: argparse.Namespace) -> int:
         print(json_text({"items": found.items, "has_more": found.has_more}, indent=2))
     elif found.items:
         print_list(found.items, sys.stdout)
+    if found.items and found.hint:
+        note(found.hint)
     if not found.items:
         note(f"no such experiments in {runs.where}{f': {found.hint}' if found.hint else ''}")
         return EXIT_NOTHING

@@ -122,7 +122,7 @@ class Candidate:
             "last_time": lambda: one.changed, "duration_seconds": lambda: duration_of(one),
             "last_step": lambda: one.last_step, "simulated": lambda: one.simulated,
             "archived": lambda: self.is_archived, "host": lambda: self._writer("host"),
-            "user": lambda: self._writer("user"), "exit_code": lambda: self.stored.ending.get("exit_code"),
+            "user": lambda: self._writer("user"), "exit_code": lambda: _whole(self.stored.ending.get("exit_code")),
             "signal": lambda: _text(self.stored.ending.get("signal")),
             "reason": lambda: _text(self.stored.ending.get("reason")),
             "points": lambda: sum(map(self.stored.count, self.metric_names)),
@@ -279,6 +279,11 @@ def _number(value: Any) -> float | None:
     except OverflowError:
         return None
     return None if math.isnan(number) else number
+
+
+def _whole(value: object) -> int | None:
+    """What a process may end with; None for whatever else a log says."""
+    return value if type(value) is int and abs(value) < 2**63 else None
 
 
 def _text(value: object) -> str | None:

@@ -45,18 +45,31 @@ class Holdings:
         self._kinds = kinds
         self._positions: dict[str, _Position] = {}
         self._mutex = threading.Lock()
+        self._readers: set[int] = set()
         self._process = os.getpid()
 
     def read(self) -> list[Held]:
         """All that whole records say now, each segment's in its order. A folder that is not there holds nothing."""
         if self._process != os.getpid():
-            self._mutex, self._process = threading.Lock(), os.getpid()
-        with self._mutex:
-            for path in segments_in(self.folder):
-                # A segment that vanishes now (its experiment is being deleted) holds what was read.
-                with contextlib.suppress(FileNotFoundError):
-                    self._read_on(path)
-            return [held for name in sorted(self._positions) for held in self._positions[name].held]
+            self._mutex, self._readers, self._process = threading.Lock(), set(), os.getpid()
+        thread = threading.get_ident()
+        if (
+            thread in self._readers
+        ):  # a signal handler, in the middle of a read of this thread: it reads for itself
+            return Holdings(self.folder, self._kinds).read()
+        self._readers.add(thread)
+        try:
+            with self._mutex:
+                return self._read()
+        finally:
+            self._readers.discard(thread)
+
+    def _read(self) -> list[Held]:
+        for path in segments_in(self.folder):
+            # A segment that vanishes now (its experiment is being deleted) holds what was read.
+            with contextlib.suppress(FileNotFoundError):
+                self._read_on(path)
+        return [held for name in sorted(self._positions) for held in self._positions[name].held]
 
     def _read_on(self, path: Path) -> None:
         position = self._positions.setdefault(path.stem, _Position())

@@ -33,6 +33,8 @@ from gpu_monitor.wire.expressions import (
 from gpu_monitor.wire.training import written
 
 _HELP = "For example: val_loss < 0.3 and params.lr = 0.001, min(loss) <= 0.5, not tags.stage = dev."
+_TOLD = 3
+"""Experiments that cannot be read, of which it is said why."""
 ARCHIVED = ".archived"
 """A file of this name in an experiment's folder: it is archived."""
 
@@ -61,6 +63,8 @@ class RunsHere:
             chosen = list(found)[::-1]
         items = [one.row for one in chosen[: wanted.limit]]
         hint = None if items or asked.where is None else _hint(asked.where, runs)
+        if asked.unread:
+            hint = "; ".join(asked.unread[:_TOLD])
         return Listing(items, len(chosen) > wanted.limit, hint)
 
     def show(self, name: str) -> dict[str, Any]:
@@ -176,16 +180,24 @@ class _Asked:
         except ExpressionError as error:
             raise UsageError(f"{option}: {error}", _HELP) from None
         self._shown = columns_of(wanted)
+        self.unread: list[str] = []
+        """Why experiments could not be asked."""
 
     def rows(self, runs: Iterable[Candidate]) -> Iterator[_Found]:
         """Those of `runs` of which the expression is so, one by one; what is deleted meanwhile is left out."""
         for run in runs:
-            with contextlib.suppress(NothingFound, FileNotFoundError):
+            try:
                 if self._holds is not None and self._holds(run) is not True:
                     continue
                 key = (0, 0.0, "") if self.by is None else sort_key(run, self.by)
                 age = run.listed.started, run.listed.id
-                yield _Found(key, age, {**_row(run.listed, run.is_archived), **self._values(run)})
+                found = _Found(key, age, {**_row(run.listed, run.is_archived), **self._values(run)})
+            except (NothingFound, FileNotFoundError):
+                continue
+            except OSError as error:
+                self.unread.append(f"{run.listed.id} cannot be read: {error.strerror or error}")
+                continue
+            yield found
 
     def _values(self, run: Candidate) -> dict[str, Any]:
         """What it was picked and sorted by, as a server answers it."""
@@ -209,7 +221,7 @@ def _hint(where: Expression, runs: Sequence[Candidate]) -> str | None:
         names: set[str] = set()
         is_known = operand.kind == "field"
         for run in runs if not is_known else ():
-            with contextlib.suppress(NothingFound, FileNotFoundError):
+            with contextlib.suppress(NothingFound, OSError):
                 names |= {*run.listed.params} if operand.kind in ("param", "any") else set()
                 names |= {*run.listed.tags} if operand.kind in ("tag", "any") else set()
                 is_known = operand.name in names

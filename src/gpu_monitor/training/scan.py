@@ -27,6 +27,8 @@ from gpu_monitor.wire.training import (
 KINDS = {b"n": "notes", b"m": "media", b"x": "texts", b"e": "alerts", b"c": "facts"}
 """Kinds of records that are kept by their place in the log, and read again when they are asked for."""
 _KNOWN = frozenset(b'"%c"' % kind for kind in b"hsgpatz")
+_LATEST = 253_402_300_799
+"""The last second of the year 9999, UTC epoch: a later begin is none."""
 _CHECK = len(b',"00000000"]\n')
 _points: msgspec.json.Decoder[Points] = msgspec.json.Decoder(Points)
 
@@ -178,6 +180,9 @@ class Scanner:
             summary.damaged += line[1:4] in _KNOWN
             return
         if isinstance(record, Header):
+            if not 0 <= record.about.started <= _LATEST:
+                summary.damaged += 1
+                return
             summary.about = summary.about or record.about
         elif isinstance(record, Series):
             self._take_series(record)

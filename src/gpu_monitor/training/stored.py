@@ -120,7 +120,7 @@ class StoredExperiment:
         if status == "running":
             return None
         if status == "crashed" or last.summary.status is None:
-            return last.changed
+            return last.last_heard
         return last.started + last.summary.status[1] / 1000
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,7 +24,8 @@ _SLACK_SECONDS = 1.0
 """So far apart two clocks, or the times of records of several threads, are without one having been set."""
 _SLEWED = 1_000
 """A clock that is made to run right is off by one second in so many at most (500 ppm, RFC 5905)."""
-_READ = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+_READ = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
+"""A named pipe of that name would be waited for until somebody writes to it."""
 _Held = tuple[indexing.Block, Piece]
 
 
@@ -50,6 +52,14 @@ class StoredSegment:
         """When the segment began, UTC epoch seconds; where its header is lost, when its log was last written to."""
         about = self.summary.about
         return about.started if about else self.changed
+
+    @property
+    def last_heard(self) -> float:
+        """When its last points were logged, UTC epoch seconds: a file's own time, which stands in for it where there are
+        none, changes when it is copied."""
+        if self.summary.about and self.summary.latest > 0:
+            return self.started + self.summary.latest / 1000
+        return max(self.started, self.changed)
 
     @property
     def behind(self) -> float:
@@ -95,6 +105,8 @@ class StoredSegment:
         file = os.open(self.log, _READ)
         try:
             found = os.fstat(file)
+            if not stat.S_ISREG(found.st_mode):
+                raise FileNotFoundError(f"{self.log} is no file")
             self.changed, self._size = found.st_mtime, found.st_size
             if found.st_size < self._tail.end:
                 self._index, self._tail, self.summary = None, Batch(0, 0), Summary()
