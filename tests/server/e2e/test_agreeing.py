@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -50,6 +51,23 @@ def test_the_figures_of_the_node_are_those_of_the_server(tmp_path: Path) -> None
             "GET", "/api/usage?" + urlencode({"from": ends["since"], "to": ends["until"]})
         ).json
         assert (without["items"], without["totals"], without["excluded_simulated_gpus"]) == ([], [], 3)
+
+
+def test_an_hour_that_was_recorded_in_part_belongs_to_those_who_were_there(tmp_path: Path) -> None:
+    """The agent goes by minutes, the server by what of the hour was recorded."""
+    folder, store = tmp_path / "agent", tmp_path / "agent/gpu_metrics.db"
+    begin = int(time.time()) // 3600 * 3600 - 4 * 3600 + 2400  # at 40 minutes past
+    with serving(tmp_path) as server:
+        agent_of(server, folder)
+        words = ("--simulate", "2:h100", "--seed", "3", "--speed", "2000", "--start", format_time(begin))
+        with running(folder, *words):
+            until(lambda: len(sent(store)) > 1, "two hours are acknowledged")
+        ends = {"since": format_time(begin - 2400), "until": format_time(begin + 1200)}
+        mine, theirs = of_node(folder, "user", ends), of_server(server, "user", ends)
+        assert sum(line["gpu_hours"] for line in mine["lines"]) == pytest.approx(2 / 3, abs=0.02)
+        for line in mine["lines"]:
+            held = one(theirs["items"], "user", line["user"])
+            assert held["gpu_hours"] == pytest.approx(line["gpu_hours"], abs=0.02), line["user"]
 
 
 def of_node(folder: Path, by: str, ends: dict[str, str]) -> Any:

@@ -135,7 +135,11 @@ def test_a_simulated_day_is_there_and_ctrl_c_ends_all_of_it(tmp_path: Path) -> N
             assert gpu["uid"] in {known["uid"] for known in fleet["items"]}
             # One process wrote both, one after the other: each has the GPU while it was written.
             assert one["started"] <= stay["since"] <= stay["until"] <= one["ended"]
-            assert 0 <= gpu["gpu_hours"] <= one["duration_seconds"] / 3600  # seen once: no stretch of time
+            if stay["since"] == stay["until"]:  # seen once: no stretch of time
+                assert (gpu["gpu_hours"], gpu["coverage"]) == (None, None)
+                assert "one moment only" in gpu["energy_reason"]
+            else:
+                assert 0 < gpu["gpu_hours"] <= one["duration_seconds"] / 3600
             back = get(f"{url}/api/gpus/{gpu['uid']}/experiments")["items"]
             assert {found["experiment_id"] for found in back} == {found["id"] for found in runs}
         compared = get(f"{url}/api/compare?ids=two_moons&ids=two_moons~2")

@@ -224,7 +224,7 @@ def _order(board: Board) -> tuple[str, str, str]:
 
 def _usage(sums: Account) -> dict[str, Any]:
     return {
-        "gpu_hours": round(sums.seconds / HOUR, 6),
+        "gpu_hours": round(sums.seconds / HOUR, 6) if sums.seconds > 0 else None,
         "gpu_utilization": _rounded(sums.utilization, 2),
         "energy_kwh": _rounded(sums.energy_kwh, 6),
         "energy_reason": sums.reason,

@@ -68,6 +68,8 @@ class Account:
     @property
     def reason(self) -> str | None:
         """Why the energy is unknown, wholly or in part; None where it is known."""
+        if self.seconds <= 0:
+            return "it was seen there at one moment only: for how long it was there is not known"
         if self.energy_seconds <= 0:
             return "nothing was recorded in that time" if self.recorded <= 0 else "the GPU told no power"
         missing = 1.0 - self.energy_seconds / self.seconds

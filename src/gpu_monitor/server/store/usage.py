@@ -49,8 +49,8 @@ from gpu_monitor.server.store.values import identity_of
 REAL, PLAYED = "real", ("simulated", "replay")
 NOBODY, UNKNOWN_USER = "(nobody)", "(unknown user)"
 _BY_USER = (
-    "by user: the server holds whole hours, each shared among those whose processes were there by how long they were;"
-    " the agent's own report goes by minutes and may differ"
+    "by user: the server holds whole hours, each shared among those whose processes were there by how long they were"
+    " in what of it was recorded; the agent's own report goes by minutes and may differ"
 )
 _NOTES, _NAMED_IN_NOTE = 5, 4
 _LONGEST_HOURS = 24
@@ -541,8 +541,22 @@ def _share(
     )
     for hour, seconds, *sums in connection.execute(query):
         start = hour * HOUR
-        for users, share in presence.parts(card.uid, start, start + seconds):
+        shares = list(presence.parts(card.uid, start, start + seconds))
+        for users, share in _of_recorded(shares, float(sums[0] or 0) / _UNITS[0] / seconds):
             parts[users] = _tally(sums, share, parts.get(users))
+
+
+def _of_recorded(shares: list[tuple[Users, float]], recorded: float) -> list[tuple[Users, float]]:
+    """Shares of an hour as shares of the part of it that was `recorded` (0 to 1).
+
+    Whoever was seen was there while it was recorded; nobody was there in what is left of that, if anything is.
+    """
+    there = [(users, share) for users, share in shares if users]
+    sum_of = sum(share for _, share in there)
+    whole = max(min(recorded, 1.0), sum_of)
+    if not whole:
+        return [(frozenset(), 1.0)]
+    return [*((users, share / whole) for users, share in there), (frozenset(), 1.0 - sum_of / whole)]
 
 
 def _presence(connection: Connection, found: _Found, span: Span) -> tuple[Presence, set[str]]:
