@@ -205,8 +205,7 @@ def test_init_hangs(four: Standin) -> None:
         assert rig.children() == [], "it was killed: one try in ten minutes"
         four.heal()
         rig.clock.push(541)
-        rig.read(Span.WIDE)
-        assert rig.statuses == [OK] * 4
+        rig.until([OK] * 4, Span.WIDE)
         assert rig.kinds == ["driver_hung", "driver_recovered"]
 
 

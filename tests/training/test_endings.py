@@ -107,7 +107,9 @@ def test_the_traceback_of_what_leaves_the_block_is_in_the_output(tmp_path: Path)
     lines = [text for _, _, stream, text in of_kind(log, "x") if stream == "stderr"]
     told = done.stderr[done.stderr.index("Traceback") :].splitlines()
     kept = [line for line in lines if line != "before"]
-    assert (kept[0], kept[-1]) == (told[0], told[-1]) == ("Traceback (most recent call last):", told[-1])
+    assert kept[0] == told[0] == "Traceback (most recent call last):"
+    # Python 3.10 words the last line in two ways, by whether C or Python prints it.
+    assert kept[-1] in (told[-1], "Odd: <unprintable Odd object>")
     assert kept[:40] == told[:40] and len(kept) < 1000
     assert last_status(log)[0] == "failed" and last_status(log)[1]["reason"].startswith("Odd: ")
 
