@@ -23,6 +23,7 @@ from gpu_monitor.training.models import ModelRefused, Models, find_model, list_m
 from gpu_monitor.training.recorder import Recorder, Run
 from gpu_monitor.wire.artifact_names import NameRefused, check_name
 from tests.fakes.clock import FakeClock
+from tests.training.runs import environment
 from tests.training.test_checkpoints import media_of
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such files")
@@ -349,3 +350,45 @@ def test_experiments_that_register_at_once_get_different_versions(tmp_path: Path
     found = list_models(tmp_path / "experiments", "m")
     assert [version.version for version in found] == list(range(1, 21))
     assert all(verify_model(version) for version in found)
+
+
+FOLDER_LOGGED = """
+import atexit, signal, sys, threading, time
+from gpu_monitor.training.monitor import TrainingMonitor
+how, folder = sys.argv[1:]
+monitor = TrainingMonitor("late", capture=False, server="")
+if how == "thread":
+    def late():
+        threading.main_thread().join()
+        print(len(monitor.log_artifact(folder)), flush=True)
+    threading.Thread(target=late).start()
+elif how == "atexit":
+    atexit.register(lambda: print(len(monitor.log_artifact(folder)), flush=True))
+else:
+    what = folder if how == "folder" else folder + "/0001"
+    handled = []
+    monitor.log_artifact(what)
+    signal.signal(signal.SIGALRM, lambda *_: handled.append(len(monitor.log_artifact(what))))
+    while len(handled) < 30:
+        signal.setitimer(signal.ITIMER_REAL, 0.0001 * (len(handled) + 1))
+        found = monitor.log_artifact(what)
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    assert set(handled) == {len(found)}
+    print(len(found), flush=True)
+    monitor.finish()
+"""
+
+
+@posix
+@pytest.mark.parametrize(("how", "count"), [("thread", 40), ("atexit", 40), ("folder", 40), ("file", 1)])
+def test_it_works_after_the_main_thread_and_in_signal_handlers(tmp_path: Path, how: str, count: int) -> None:
+    expected = many_files(tmp_path / "data", 40)
+    done = subprocess.run(
+        [sys.executable, "-c", FOLDER_LOGGED, how, str(tmp_path / "data")], cwd=tmp_path, env=environment(),
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{count}\n", "")
+    (folder,) = (tmp_path / "experiments").glob("*-*")
+    kept = {one.name: one.sha256 for one in list_artifacts(folder)}
+    digests = expected if count == 40 else {"0001": expected["data/0001"]}
+    assert kept == digests

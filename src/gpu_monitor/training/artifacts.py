@@ -154,14 +154,14 @@ class Artifacts:
         The caller's thread is one of those that work: where no other can be had (the interpreter is ending), it does all.
         """
         stored: dict[int, _Stored] = {}
-        failed: dict[int, BaseException] = {}
-        numbers = itertools.count()
+        failed: dict[int, OSError | GpuMonitorError] = {}
+        numbers, is_over = itertools.count(), threading.Event()
 
         def work() -> None:
-            while not failed and (number := next(numbers)) < len(sources):
+            while not failed and not is_over.is_set() and (number := next(numbers)) < len(sources):
                 try:
                     stored[number] = self._store_one(sources[number], draft / str(number))
-                except BaseException as error:  # noqa: BLE001 (raised below, in the caller's thread)
+                except (OSError, GpuMonitorError) as error:  # raised below, in the caller's thread
                     failed[number] = error
 
         crew = [
@@ -171,7 +171,10 @@ class Artifacts:
         with contextlib.suppress(RuntimeError):
             for one in crew:
                 one.start()
-        work()
+        try:
+            work()
+        finally:
+            is_over.set()
         for one in crew:
             if one.ident is not None:
                 one.join()
