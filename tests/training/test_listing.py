@@ -12,6 +12,7 @@ import pytest
 
 from gpu_monitor.core.errors import NothingFound
 from gpu_monitor.training.listing import CACHE, list_experiments, resolve
+from gpu_monitor.training.models import list_models
 from gpu_monitor.training.reading import open_experiment
 from gpu_monitor.training.recorder import Recorder, Run
 from gpu_monitor.wire.training import Params, Status, Tag
@@ -188,3 +189,11 @@ def test_what_is_not_there_is_answered_with_the_nearest(tmp_path: Path) -> None:
     for odd in ("../x", "", "~2", "a" * 10_000, "..", "/etc"):
         with pytest.raises(NothingFound):
             resolve(tmp_path, odd)
+
+
+def test_a_directory_may_be_named_by_a_text(tmp_path: Path) -> None:
+    folder = made(tmp_path, 1)
+    assert [one.id for one in list_experiments(str(tmp_path))] == [folder.name]
+    assert resolve(str(tmp_path), "run").experiment_id == folder.name
+    assert open_experiment(str(tmp_path), "run").id == folder.name
+    assert list_models(str(tmp_path)) == []

@@ -76,8 +76,9 @@ class Meant:
     said: str | None = None
 
 
-def list_experiments(directory: Path) -> list[Listed]:
+def list_experiments(directory: str | Path) -> list[Listed]:
     """All experiments of a directory, the newest first; none where there is no such directory."""
+    directory = Path(directory)
     held = _read_cache(directory / CACHE)
     now = round(SystemClock().now() * 1e9)
     found: list[_Entry] = []
@@ -137,11 +138,12 @@ def _read(folder: Path, now: int) -> _Entry | None:
     return _Entry(folder_ns if is_settled else 0, listed)
 
 
-def resolve(directory: Path, text: str) -> Meant:
+def resolve(directory: str | Path, text: str) -> Meant:
     """The experiment that an id or a name means: of several with a name the newest, with `~2` the one before, and so on.
 
     NothingFound, with the nearest names, where there is none.
     """
+    directory = Path(directory)
     if is_id(text) and segments_in(directory / text):
         return Meant(text)
     listed = list_experiments(directory)

@@ -128,11 +128,11 @@ class Models:
         return next((found for found in own if found.path.resolve() == path), None), path
 
 
-def list_models(directory: Path, name: str | None = None) -> list[ModelVersion]:
+def list_models(directory: str | Path, name: str | None = None) -> list[ModelVersion]:
     """The versions of all models (or of one) that the experiments in `directory` registered, by name and version."""
     found: list[ModelVersion] = []
     try:
-        folders = sorted(directory.iterdir())
+        folders = sorted(Path(directory).iterdir())
     except FileNotFoundError:
         return []
     for folder in folders:
@@ -144,7 +144,7 @@ def list_models(directory: Path, name: str | None = None) -> list[ModelVersion]:
     )
 
 
-def find_model(directory: Path, name: str, version: int | None = None) -> ModelVersion:
+def find_model(directory: str | Path, name: str, version: int | None = None) -> ModelVersion:
     """A version of a model, the newest where none is named; NothingFound where there is none.
 
     Where two experiments registered one number (directories that were joined) it is the later one.

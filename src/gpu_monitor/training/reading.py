@@ -14,10 +14,10 @@ from gpu_monitor.training.stored import Timed as Timed
 from gpu_monitor.training.thinning import Thinned as Thinned
 
 
-def open_experiment(directory: Path, name_or_id: str) -> StoredExperiment:
+def open_experiment(directory: str | Path, name_or_id: str) -> StoredExperiment:
     """The experiment that an id or a name means (`name~2`: the one before the newest); its `said` tells which.
 
     NothingFound, with the nearest names, where there is none.
     """
     meant = resolve(directory, name_or_id)
-    return StoredExperiment(directory / meant.experiment_id, said=meant.said)
+    return StoredExperiment(Path(directory) / meant.experiment_id, said=meant.said)

@@ -126,6 +126,9 @@ class RunsHere:
         size = sum(path.stat().st_size for path in files)
         count = "1 file" if len(files) == 1 else f"{len(files)} files"
         what = f"{stored.name} ({stored.id}) with {count}, {size:,} bytes, in {stored.folder}"
+        models = sorted({one.record.name for one in stored.media if one.record.kind == "model"})
+        if models:
+            what += f"; versions of these models are among them: {', '.join(models)}"
         return stored.id, what, (stored.folder / ARCHIVED).exists()
 
     def delete(self, name: str) -> str:
