@@ -81,6 +81,21 @@ def kill(process: subprocess.Popen[str]) -> None:
     process.wait(timeout=30)
 
 
+def kill_after(trainer: subprocess.Popen[str], steps: int) -> int:
+    """SIGKILL a training that prints each step whose call returned, after so many; the last one that it printed whole."""
+    assert trainer.stdout is not None
+    last = -1
+    for said in trainer.stdout:
+        last = int(said)
+        if last >= steps:
+            break
+    trainer.kill()
+    rest = trainer.stdout.read().split("\n")[:-1]
+    trainer.stdout.close()
+    trainer.wait()
+    return int(rest[-1]) if rest else last
+
+
 def query(store: Path, sql: str, parameters: tuple[object, ...] = ()) -> list[tuple[Any, ...]]:
     """Rows of the store, read with SQLite alone."""
     with contextlib.closing(sqlite3.connect(f"file:{store}?mode=ro", uri=True, timeout=10)) as connection:

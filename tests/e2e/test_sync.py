@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.program import PROGRAM, ask, environment
+from tests.e2e.program import PROGRAM, ask, environment, kill_after
 from tests.e2e.waiting import until
 from tests.fakes.experiments import Fault, Shelf
 from tests.fakes.segments import add_blob, line, make, points
@@ -46,22 +46,12 @@ def all_held(shelf: Shelf, directory: Path) -> bool:
     )
 
 
-def kill_after(steps: int, home: Path, *words: str, **more: str) -> int:
+def killed_after(steps: int, home: Path, *words: str, **more: str) -> int:
     """Start a training, SIGKILL it after so many steps; the last step whose call returned."""
     trainer = subprocess.Popen(
         [sys.executable, "-c", TRAINER, *words], cwd=home, env=environment(home, **more), stdout=subprocess.PIPE, text=True
     )  # fmt: skip
-    assert trainer.stdout is not None
-    last = -1
-    for said in trainer.stdout:
-        last = int(said)
-        if last >= steps:
-            break
-    trainer.kill()
-    rest = trainer.stdout.read().split("\n")[:-1]
-    trainer.stdout.close()
-    trainer.wait()
-    return int(rest[-1]) if rest else last
+    return kill_after(trainer, steps)
 
 
 def steps_of(data: bytes) -> list[int]:
@@ -70,7 +60,7 @@ def steps_of(data: bytes) -> list[int]:
 
 
 def test_a_killed_training_is_on_the_server_after_a_sync_exactly_once(shelf: Shelf, tmp_path: Path) -> None:
-    last = kill_after(3000, tmp_path)
+    last = killed_after(3000, tmp_path)
     done = ask(tmp_path, "sync", "--server", shelf.url)
     assert (done.returncode, all_held(shelf, tmp_path / "experiments")) == (0, True), done.stderr
     (data,) = (bytes(held) for held in shelf.segments.values())
@@ -86,7 +76,7 @@ def test_a_killed_training_is_on_the_server_after_a_sync_exactly_once(shelf: She
 def test_killed_while_uploading_with_a_bad_server(round_: int, shelf: Shelf, tmp_path: Path) -> None:
     faults = [["lost", "reset"], ["lost"] * 3, [Fault("status", status=500), "lost"], ["hang"]]
     shelf.behave(*faults[round_])
-    last = kill_after(5000 + 1500 * round_, tmp_path, shelf.url)
+    last = killed_after(5000 + 1500 * round_, tmp_path, shelf.url)
     shelf.release.set()
     done = ask(tmp_path, "sync", "--server", shelf.url, "--json")
     assert (done.returncode, all_held(shelf, tmp_path / "experiments")) == (0, True), done.stdout
@@ -95,8 +85,8 @@ def test_killed_while_uploading_with_a_bad_server(round_: int, shelf: Shelf, tmp
 
 
 def test_the_next_start_uploads_what_the_killed_one_left(shelf: Shelf, tmp_path: Path) -> None:
-    kill_after(500, tmp_path)
-    kill_after(500, tmp_path)
+    killed_after(500, tmp_path)
+    killed_after(500, tmp_path)
     code = (
         "import sys, time\nfrom gpu_monitor.training.monitor import TrainingMonitor\n"
         f"monitor = TrainingMonitor('next', capture=False, server={shelf.url!r})\nsys.stdin.readline()\nmonitor.finish()\n"
@@ -125,7 +115,7 @@ def records_of(path: Path) -> list[list[Any]]:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="that a process is gone is told from /proc of Linux")
 def test_the_server_is_told_that_a_killed_training_is_gone_once(shelf: Shelf, tmp_path: Path) -> None:
-    kill_after(500, tmp_path)
+    killed_after(500, tmp_path)
     done = ask(tmp_path, "sync", "--server", shelf.url)
     (path,) = segments_of(tmp_path)
     assert done.returncode == 0, done.stderr
@@ -153,7 +143,7 @@ def test_the_server_is_told_that_a_killed_training_is_gone_once(shelf: Shelf, tm
 def test_a_server_that_takes_no_ends_has_everything_all_the_same(
     status: int, shelf: Shelf, tmp_path: Path
 ) -> None:
-    kill_after(50, tmp_path)
+    killed_after(50, tmp_path)
     shelf.ended_status = status
     done = ask(tmp_path, "sync", "--server", shelf.url)
     assert (done.returncode, all_held(shelf, tmp_path / "experiments")) == (0, True), done.stderr

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.program import PROGRAM
+from tests.e2e.program import PROGRAM, kill_after
 from tests.server.rig import PATIENCE, Server, serving, serving_environment
 
 _PAGE = 10_000
@@ -65,16 +65,7 @@ class Runs:
         trainer = self.start(-1)
         assert trainer.stdout is not None
         experiment = trainer.stdout.readline().strip()
-        last = -1
-        for line in trainer.stdout:
-            last = int(line)
-            if last >= steps:
-                break
-        trainer.kill()
-        rest = trainer.stdout.read().split("\n")[:-1]
-        trainer.stdout.close()
-        trainer.wait()
-        return experiment, int(rest[-1]) if rest else last
+        return experiment, kill_after(trainer, steps)
 
     def sync(self, *words: str) -> subprocess.CompletedProcess[str]:
         """The command, run to its end."""
