@@ -161,6 +161,21 @@ def test_a_hostile_log_breaks_no_list(tmp_path: Path) -> None:
         assert len(found) == (0 if "exit_code" in asked.get("where", "") else 4)
 
 
+def test_a_metric_that_was_named_and_never_logged_is_not_known(tmp_path: Path) -> None:
+    """Its writer was killed between the two lines."""
+    segment = Segment(OLD, "cut", "vision", BEGIN)
+    segment.log(1, 1, loss=1.0)
+    segment.lines.pop()
+    folder = tmp_path / "experiments" / OLD
+    folder.mkdir(parents=True)
+    (folder / "seg-00000001.log").write_bytes(segment.data)
+    runs = RunsHere(tmp_path / "experiments")
+    for where in ("loss < 9", "not loss < 9", "loss = nan", "min(loss) < 9"):
+        assert runs.list(Wanted(where=where)).items == []
+    (found,) = runs.list(Wanted(sort="loss")).items
+    assert found["values"] == {"loss": None}
+
+
 def test_what_may_not_be_read_is_told(here: RunsHere, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(self: Candidate) -> None:
         raise PermissionError(13, "Permission denied")

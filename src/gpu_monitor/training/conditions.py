@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import functools
 import math
-import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from gpu_monitor.training.listing import Listed
 from gpu_monitor.training.stored import StoredExperiment
 from gpu_monitor.wire.expressions import (
+    COMPARE,
     FIELDS,
     Comparison,
     Expression,
@@ -29,10 +29,8 @@ from gpu_monitor.wire.expressions import (
 
 Answer = bool | None
 """None: it cannot be known."""
+_COMPARE: Mapping[Operator, Callable[[Any, Any], bool]] = COMPARE
 
-_COMPARE: dict[Operator, Callable[[Any, Any], bool]] = {
-    "=": operator.eq, "!=": operator.ne, "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge,
-}  # fmt: skip
 _SERVERS = {
     "contract_number": "contracts",
     "last_heard": "when a run was last heard from",
@@ -40,6 +38,14 @@ _SERVERS = {
 }
 """Fields that only servers have, and what they tell."""
 _NAMED = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+class _Figures(NamedTuple):
+    """What a metric came to; None where no point of it is there, `min` and `max` where none is finite."""
+
+    last: float | None
+    min: float | None
+    max: float | None
 
 
 @dataclass
@@ -52,12 +58,16 @@ class Candidate:
     directory: Path
     listed: Listed
     is_archived: bool
-    _values: dict[str, list[float]] = field(default_factory=dict)
+    _figures: dict[str, _Figures] = field(default_factory=dict)
 
     @functools.cached_property
     def stored(self) -> StoredExperiment:
         """What its log tells."""
         return StoredExperiment(self.directory / self.listed.id)
+
+    def let_go(self) -> None:
+        """Keep what was found out and nothing of the log: there may be ten thousand of these."""
+        self.__dict__.pop("stored", None)
 
     @functools.cached_property
     def metric_names(self) -> frozenset[str]:
@@ -104,14 +114,15 @@ class Candidate:
             return value == "NaN" or (isinstance(value, float) and math.isnan(value))
         if of.kind == "param" or of.name not in self.metric_names:
             return None
-        return math.isnan(self._last(of.name))
+        last = self._of_metric(of.name).last
+        return None if last is None else math.isnan(last)
 
     def shown(self, of: Operand) -> Any:
         """What it is, to be shown: as it was logged; None where it has no such thing."""
         if of.kind in ("param", "any") and of.name in self.listed.params:
             return self.listed.params[of.name]
         if of.kind in ("metric", "any") and of.name in self.metric_names:
-            return self._last(of.name) if of.stat == "last" else self._metric(of)
+            return self._of_metric(of.name).last if of.stat == "last" else self._metric(of)
         return self.listed.tags.get(of.name) if of.kind in ("tag", "any") else None
 
     def _field(self, name: str) -> float | str | None:
@@ -137,21 +148,19 @@ class Candidate:
         """Its last value, NaN unknown, or the least or greatest of those that are finite."""
         if of.name not in self.metric_names:
             return None
-        if of.stat == "last":
-            found = self._last(of.name)
-            return None if math.isnan(found) else found
-        finite = [value for value in self._history(of.name) if math.isfinite(value)]
-        if not finite:
-            return None
-        return min(finite) if of.stat == "min" else max(finite)
+        found = self._of_metric(of.name)
+        if of.stat != "last":
+            return found.min if of.stat == "min" else found.max
+        return None if found.last is None or math.isnan(found.last) else found.last
 
-    def _last(self, name: str) -> float:
-        return self._history(name)[-1]
-
-    def _history(self, name: str) -> list[float]:
-        if name not in self._values:
-            self._values[name] = self.stored.history(name).value
-        return self._values[name]
+    def _of_metric(self, name: str) -> _Figures:
+        if name not in self._figures:
+            values = self.stored.history(name).value
+            finite = [value for value in values if math.isfinite(value)]
+            self._figures[name] = _Figures(
+                values[-1] if values else None, min(finite, default=None), max(finite, default=None)
+            )
+        return self._figures[name]
 
 
 def duration_of(one: Listed) -> float | None:

@@ -200,6 +200,8 @@ class _Asked:
             except OSError as error:
                 self.unread.append(f"{run.listed.id} cannot be read: {error.strerror or error}")
                 continue
+            finally:
+                run.let_go()
             yield found
 
     def _values(self, run: Candidate) -> dict[str, Any]:

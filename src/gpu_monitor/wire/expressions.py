@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import difflib
 import math
+import operator
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, NoReturn
+from typing import Any, Literal, NoReturn
 
 from gpu_monitor.wire.training import STATUSES
 
@@ -55,6 +56,10 @@ _PREFIXES: dict[str, Kind] = {
 _OPERATORS: dict[str, Operator] = {
     "=": "=", "==": "=", "!=": "!=", "<>": "!=", "<": "<", "<=": "<=", ">": ">", ">=": ">=",
 }  # fmt: skip
+COMPARE: Mapping[Operator, Callable[[Any, Any], Any]] = {
+    "=": operator.eq, "!=": operator.ne, "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge,
+}  # fmt: skip
+"""What an operator does, with values as with whatever stands for them in a query."""
 _WORDS: dict[str, Value] = {
     "true": True, "false": False, "null": None, "nan": math.nan,
     "inf": math.inf, "infinity": math.inf, "-inf": -math.inf, "-infinity": -math.inf,

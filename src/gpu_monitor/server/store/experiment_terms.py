@@ -6,8 +6,7 @@ What is not known is neither true nor false: `lr < 1` and `not lr < 1` both leav
 from __future__ import annotations
 
 import math
-import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +38,7 @@ from gpu_monitor.server.store.schema_experiments import (
     tags,
 )
 from gpu_monitor.wire.expressions import (
+    COMPARE,
     FIELDS,
     Comparison,
     Expression,
@@ -51,10 +51,7 @@ from gpu_monitor.wire.expressions import (
 )
 
 Column = ColumnElement[Any]
-
-_COMPARE: dict[Operator, Callable[[Any, Any], ColumnElement[bool]]] = {
-    "=": operator.eq, "!=": operator.ne, "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge,
-}  # fmt: skip
+_COMPARE: Mapping[Operator, Callable[[Any, Any], ColumnElement[bool]]] = COMPARE
 
 
 @dataclass(frozen=True)
